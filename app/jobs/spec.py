@@ -1,0 +1,178 @@
+"""What a user asks for. The defaults here are the contract's; `resolve` settles what can be settled before a job starts.
+
+An `auto` that depends on the device or on the data is settled by the stage that knows it, which reports it as `resolved`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from app.jobs.states import Stage
+
+SPEC_VERSION = 1
+BUILT_IN_MODEL = "smollm2-135m-instruct"
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,64}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class SpecModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class HubDataset(SpecModel):
+    repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$", max_length=200)]
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class Dataset(SpecModel):
+    file: str | None = None
+    hub: HubDataset | None = None
+    format: Literal["auto", "sharegpt", "messages", "alpaca", "text"] = "auto"
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    seed: Seed = 3407
+    validation_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    validation_file: str | None = None
+    max_refused: Annotated[int, Field(ge=0)] = 0
+    long_rows: Literal["split", "cut", "drop"] = "split"
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "Dataset":
+        if (self.file is None) == (self.hub is None):
+            raise ValueError("give exactly one of dataset.file (an uploaded file's id) and dataset.hub")
+        return self
+
+
+class Lora(SpecModel):
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    modules_to_save: list[str] = []
+
+
+class Training(SpecModel):
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 2
+    gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = 4
+    learning_rate: Annotated[float, Field(gt=0, le=1.0)] = 2e-4
+    scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    weight_decay: Annotated[float, Field(ge=0, le=1.0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["auto", "adamw", "adamw_8bit"] = "auto"
+    max_seq_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    packing: bool = True
+    assistant_only_loss: bool = True
+    seed: Seed = 3407
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    memory: Literal["auto", "speed", "balanced", "low"] = "auto"
+    """`speed` keeps every activation, `balanced` recomputes each layer in the backward pass."""
+    engine: Literal["auto", "trl"] = "auto"
+    oom_ladder: bool = True
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> "Training":
+        if self.max_steps is not None and self.epochs is not None:
+            raise ValueError("give max_steps or epochs, not both")
+        return self
+
+
+class Preference(SpecModel):
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class Checkpoints(SpecModel):
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    keep: Annotated[int, Field(ge=1, le=1000)] = 2
+
+
+class Evaluation(SpecModel):
+    """`samples` held-out prompts are answered before and after training; without validation rows there is nothing to ask."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    samples: Annotated[int, Field(ge=0, le=1000)] = 4
+
+
+class AdapterExport(SpecModel):
+    kind: Literal["adapter"] = "adapter"
+
+
+class MergedExport(SpecModel):
+    kind: Literal["merged"] = "merged"
+
+
+class GgufExport(SpecModel):
+    kind: Literal["gguf"] = "gguf"
+    quantization: Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
+
+
+Export = Annotated[AdapterExport | MergedExport | GgufExport, Field(discriminator="kind")]
+
+
+class JobSpec(SpecModel):
+    base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = None
+    hub_token: str | None = None
+    dataset: Dataset
+    name: Name | None = None
+    purpose: Annotated[str, StringConstraints(max_length=4000)] | None = None
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = {}
+    method: Literal["sft", "cpt", "dpo"] = "sft"
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    lora: Lora = Lora()
+    training: Training = Training()
+    preference: Preference = Preference()
+    early_stopping: dict | None = None
+    checkpoints: Checkpoints = Checkpoints()
+    evaluation: Evaluation = Evaluation()
+    exports: Annotated[list[Export], Field(min_length=1, max_length=16)] = [AdapterExport(), MergedExport(), GgufExport()]
+    publish: list[dict] = []
+    webhook: dict | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    preemptible: bool = False
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    max_runtime_seconds: Annotated[int, Field(ge=1)] | None = None
+    from_job: str | None = None
+    from_checkpoint: str | None = None
+
+    def exports_of(self, kind: str) -> list[Export]:
+        return [export for export in self.exports if export.kind == kind]
+
+
+def plan(spec: JobSpec) -> list[Stage]:
+    """The stages that this spec needs, in order."""
+    stages = [Stage.PREPARE, Stage.TRAIN]
+    if spec.exports_of("merged") or spec.exports_of("gguf"):
+        stages.append(Stage.MERGE)
+    if spec.exports_of("gguf"):
+        stages.append(Stage.CONVERT)
+    return stages
+
+
+def count_steps(rows: int, training: Training) -> int:
+    """Optimizer steps for `rows` packed rows: `max_steps`, or `epochs` (1 when neither is given) rounded up to whole steps."""
+    if training.max_steps is not None:
+        return training.max_steps
+    per_step = training.batch_size * training.gradient_accumulation
+    return max(1, -(-int(rows * (training.epochs or 1.0)) // per_step))
+
+
+def count_warmup(total_steps: int, training: Training) -> int:
+    """Warm-up is at most a tenth of the steps, so that a short job learns at all."""
+    return min(training.warmup_steps, total_steps // 10)
+
+
+def merged(spec: dict, patch: dict) -> dict:
+    """`patch` laid over `spec`, object by object; the inputs stay as they are."""
+    result = dict(spec)
+    for key, value in patch.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if nested else value
+    return result

@@ -1,0 +1,92 @@
+"""The vocabulary of a job's life: statuses, stages, events, failure codes, and which status may follow which."""
+
+from enum import StrEnum
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.PAUSED: frozenset({JobStatus.CANCELLED}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class Stage(StrEnum):
+    """`inspect` reads an uploaded file; the others are the stages of a job, in their order."""
+
+    INSPECT = "inspect"
+    PREPARE = "prepare"
+    TRAIN = "train"
+    MERGE = "merge"
+    CONVERT = "convert"
+
+    @property
+    def resource(self) -> "Resource":
+        return Resource.GPU if self is Stage.TRAIN else Resource.CPU
+
+
+class Resource(StrEnum):
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+class StageStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+
+
+class EventType(StrEnum):
+    JOB_QUEUED = "job.queued"
+    JOB_STARTED = "job.started"
+    STAGE_STARTED = "stage.started"
+    STAGE_FINISHED = "stage.finished"
+    STAGE_FAILED = "stage.failed"
+    JOB_CHECKPOINT = "job.checkpoint"
+    JOB_ARTIFACT = "job.artifact"
+    JOB_WARNING = "job.warning"
+    JOB_RETRYING = "job.retrying"
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+
+
+class FailureCode(StrEnum):
+    INVALID_SPEC = "invalid_spec"
+    NOT_AVAILABLE = "not_available"
+    DATASET_NOT_FOUND = "dataset_not_found"
+    DATASET_INVALID = "dataset_invalid"
+    DATASET_EMPTY = "dataset_empty"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_GATED = "model_gated"
+    MODEL_UNSUPPORTED = "model_unsupported"
+    OUT_OF_MEMORY = "out_of_memory"
+    NAN_LOSS = "nan_loss"
+    DISK_FULL = "disk_full"
+    TIMEOUT = "timeout"
+    WORKER_LOST = "worker_lost"
+    CONVERSION_FAILED = "conversion_failed"
+    VERIFICATION_FAILED = "verification_failed"
+    HUB_UNAUTHORIZED = "hub_unauthorized"
+    HUB_UNAVAILABLE = "hub_unavailable"
+    INTERNAL = "internal"

@@ -1,0 +1,161 @@
+"""The contract between the supervisor and a stage: an attempt directory, and one function per stage.
+
+    jobs/<job id>/<stage>/<attempt>/
+        input.json      written by the supervisor before the start: {"stage", "spec", "inputs"}
+        events.jsonl    appended by the stage: one report a line, {"kind", "time", ...}
+        result.json     written once, at the end, by rename: {"status", "values", "files", "error", "peak_host_bytes", "peak_device_bytes"}
+        log.txt         everything the process printed
+        out/            the stage's outputs; the only folder it writes to
+
+`python -m worker.stages DIR` runs one. Secrets arrive as one JSON object on stdin, never in a file.
+Every stage module has `run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome`.
+
+Kinds of report, and what the supervisor does with them:
+    progress    any of the contract's `progress` fields, or `message`: the job's progress
+    metrics     points=[{step, time, loss, learning_rate, grad_norm, tokens_per_second, reserved_bytes, eval_loss}]
+    data        the contract's `data` counts
+    memory      the contract's `memory` object
+    summary     train_loss, eval_loss, eval_loss_base: the job's `metrics`
+    resolved    spec={...}: a patch of the spec, for what was `auto`
+    checkpoint  step, bytes, metrics: a checkpoint is complete on disk
+    warning     code, message: an event of the job
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.jobs.states import FailureCode, Stage
+
+STAGES: dict[Stage, str] = {
+    Stage.INSPECT: "worker.stages.inspect",
+    Stage.PREPARE: "worker.stages.prepare",
+    Stage.TRAIN: "worker.stages.train",
+    Stage.MERGE: "worker.stages.merge",
+    Stage.CONVERT: "worker.stages.convert",
+}
+
+
+class StageFailure(Exception):
+    """A stage ends by raising this when the user can do something about it; anything else is `internal`.
+
+    `hint` says what to do, `param` names the spec's field at fault, `patch` is the JSON that would make a retry succeed.
+    """
+
+    def __init__(
+        self, code: FailureCode, message: str, *, hint: str | None = None, param: str | None = None, patch: dict | None = None
+    ):
+        super().__init__(message)
+        self.code, self.message, self.hint, self.param, self.patch = code, message, hint, param, patch
+
+
+class StageStopped(BaseException):
+    """The supervisor asked the stage to leave (SIGTERM). A later attempt goes on where this one stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a stage may read. Folders of other stages are the `out/` of their succeeded attempt."""
+
+    cache_dir: Path
+    """Downloaded and built-in base models, shared by all jobs of this user."""
+    models_dir: Path | None
+    """Folders that the operator offers as base models by name."""
+    converter_dir: Path
+    """Where llama.cpp's converter was installed, a folder of its own."""
+    title: str
+    """The job's name, or its id: what the exported model is called."""
+    file: Path | None = None
+    """The uploaded data set."""
+    filename: str | None = None
+    """Its name as uploaded: the ending tells its container format."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """By stage name."""
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By stage name: the `values` that the stage returned."""
+    earlier: list[Path] = field(default_factory=list)
+    """The `out/` of this stage's earlier attempts, newest first. Read only."""
+    device_memory_bytes: int | None = None
+    """A cap on the accelerator's memory."""
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the secrets."""
+        plain = {key: value for key, value in asdict(self).items() if key != "secrets"}
+        return json.loads(json.dumps(plain, default=str))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], secrets: dict[str, str]) -> "Inputs":
+        def path(value: str | None) -> Path | None:
+            return None if value is None else Path(value)
+
+        return cls(
+            **data
+            | {
+                "cache_dir": Path(data["cache_dir"]),
+                "models_dir": path(data["models_dir"]),
+                "converter_dir": Path(data["converter_dir"]),
+                "file": path(data["file"]),
+                "folders": {stage: Path(folder) for stage, folder in data["folders"].items()},
+                "earlier": [Path(folder) for folder in data["earlier"]],
+                "secrets": secrets,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that becomes an artifact. `path` is relative to `out/`, `name` is what the user downloads."""
+
+    name: str
+    kind: str
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, out: Path, path: Path, *, name: str, kind: str) -> "OutputFile":
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(name, kind, str(path.relative_to(out)), path.stat().st_size, digest)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`values` are small facts for later stages and for the report; `files` are published as artifacts."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    files: list[OutputFile] = field(default_factory=list)
+
+
+class Report:
+    """Appends reports to `events.jsonl`; carries the request to stop."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+        self._holding = False
+        self.stop_requested = False
+
+    def __call__(self, kind: str, **data: Any) -> None:
+        self._file.write(json.dumps({"kind": kind, "time": time.time(), **data}) + "\n")
+        self._file.flush()
+
+    def request_stop(self) -> None:
+        """Called by the signal handler: stops the stage at once, unless it holds the stop back."""
+        self.stop_requested = True
+        if not self._holding:
+            raise StageStopped
+
+    @contextmanager
+    def holding_stop(self) -> Iterator[None]:
+        """Inside, a stop only sets `stop_requested`; the stage finishes its step, saves and raises StageStopped itself."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
