@@ -1,0 +1,1 @@
+"""From a user's rows to token rows on disk: read, normalise, mask, pack."""
