@@ -3,7 +3,8 @@
     jobs/<job id>/<stage>/<attempt>/
         input.json      written by the supervisor before the start: {"stage", "spec", "inputs"}
         events.jsonl    appended by the stage: one report a line, {"kind", "time", ...}
-        result.json     written once, at the end, by rename: {"status", "values", "files", "error", "peak_host_bytes", "peak_device_bytes"}
+        result.json     written once, at the end, by rename: {"status": succeeded, stopped or failed, "values", "files",
+                        "error": {"code", "message", "hint", "param", "patch"}, "peak_host_bytes", "peak_device_bytes"}
         log.txt         everything the process printed
         out/            the stage's outputs; the only folder it writes to
 

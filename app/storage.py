@@ -1,0 +1,54 @@
+"""Where content lives: blobs by hash, and the folders that stage attempts write in.
+
+    DATA_DIR/blobs/ab/abcdef…          content-addressed, written whole or not at all, read-only
+    DATA_DIR/jobs/<job id>/<stage>/<attempt>/
+    DATA_DIR/files/<file id>/inspect/<attempt>/
+    DATA_DIR/uploads/                  content on its way in
+
+Rows name blobs by hash and attempts by job, stage and number; only this module knows paths.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+
+class Storage:
+    """Local storage under one folder, on one file system."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def blob(self, sha256: str) -> Path:
+        return self.root / "blobs" / sha256[:2] / sha256
+
+    def ingest(self, source: Path, sha256: str) -> None:
+        """Takes a finished file by hard link: the source may stay or go. The caller vouches for the hash."""
+        target = self.blob(sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except FileExistsError:
+            return
+        target.chmod(0o644)
+
+    def remove_blob(self, sha256: str) -> None:
+        self.blob(sha256).unlink(missing_ok=True)
+
+    def upload(self, upload_id: str) -> Path:
+        """A place for content whose hash is not known yet."""
+        folder = self.root / "uploads"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / upload_id
+
+    def job_folder(self, job_id: str) -> Path:
+        return self.root / "jobs" / job_id
+
+    def file_folder(self, file_id: str) -> Path:
+        return self.root / "files" / file_id
+
+    def remove_job(self, job_id: str) -> None:
+        shutil.rmtree(self.job_folder(job_id), ignore_errors=True)
+
+    def remove_file(self, file_id: str) -> None:
+        shutil.rmtree(self.file_folder(file_id), ignore_errors=True)
