@@ -1,0 +1,198 @@
+"""SQL about stage runs: queueing, claiming, leases and fences. Nothing here commits.
+
+A claim raises the run's fence. Every later write of the claimer names that fence and does nothing, returning False, once the
+run was taken from it: cancelled, ended, or claimed again. Times are those of the database server, or of the one host that
+SQLite lives on.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Subquery, func, update
+from sqlmodel import Session, col, select
+
+from app.jobs.states import Resource, Stage, StageStatus
+from app.models import Checkpoint, File, Job, StageRun, Worker, now
+from app.queue import ring
+
+
+def read_clock(session: Session) -> datetime:
+    if session.get_bind().dialect.name == "sqlite":
+        return now()
+    return session.execute(select(func.clock_timestamp())).scalar_one()
+
+
+def enqueue(
+    session: Session,
+    *,
+    job: Job | None = None,
+    file: File | None = None,
+    stage: Stage,
+    attempt: int = 1,
+    overrides: dict[str, Any] | None = None,
+) -> StageRun:
+    """Queues an attempt at a stage of `job`, or at the inspection of `file`, and rings its queue."""
+    owner = job or file
+    if owner is None:
+        raise ValueError("a stage run belongs to a job or to a file")
+    run = StageRun(
+        tenant_id=owner.tenant_id,
+        job_id=job.id if job else None,
+        file_id=file.id if file else None,
+        stage=stage,
+        attempt=attempt,
+        resource=stage.resource,
+        overrides=overrides,
+    )
+    session.add(run)
+    session.flush()
+    ring(session, stage.resource)
+    return run
+
+
+def _in_order() -> tuple[Any, ...]:
+    """Who is next: the highest priority, then the oldest job or upload. Needs the outer join with Job."""
+    age = func.coalesce(col(Job.created_at), col(StageRun.created_at))
+    return func.coalesce(col(Job.priority), 0).desc(), age, col(StageRun.created_at), col(StageRun.id)
+
+
+def claim(session: Session, resource: Resource, worker_id: str, lease_seconds: float) -> StageRun | None:
+    """Takes the best queued run of `resource`, or None. Of several callers exactly one gets it."""
+    best = (
+        select(StageRun.id)
+        .join(Job, isouter=True)
+        .where(StageRun.status == StageStatus.QUEUED, StageRun.resource == resource)
+        .order_by(*_in_order())
+        .limit(1)
+        .with_for_update(skip_locked=True, of=StageRun)
+        .scalar_subquery()
+    )
+    time = read_clock(session)
+    statement = (
+        update(StageRun)
+        .where(col(StageRun.id) == best, col(StageRun.status) == StageStatus.QUEUED)
+        .values(
+            status=StageStatus.RUNNING,
+            fence=StageRun.fence + 1,
+            worker_id=worker_id,
+            started_at=time,
+            lease_until=time + timedelta(seconds=lease_seconds),
+        )
+        .returning(StageRun)
+    )
+    return session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+
+
+def _write(session: Session, run_id: str, fence: int, **values: Any) -> bool:
+    held = (col(StageRun.id) == run_id, col(StageRun.fence) == fence, col(StageRun.status) == StageStatus.RUNNING)
+    statement = update(StageRun).where(*held).values(**values).returning(StageRun)
+    written = session.scalars(statement, execution_options={"populate_existing": True}).one_or_none()
+    return written is not None
+
+
+def extend(session: Session, run_id: str, fence: int, lease_seconds: float) -> bool:
+    """The heartbeat of a claimed run. False: it was taken away, write nothing more."""
+    return _write(session, run_id, fence, lease_until=read_clock(session) + timedelta(seconds=lease_seconds))
+
+
+def finish(session: Session, run_id: str, fence: int, status: StageStatus, **values: Any) -> bool:
+    """Ends a claimed run; `values` are columns such as `outputs`, `error` and `peak_host_bytes`."""
+    return _write(session, run_id, fence, status=status, finished_at=read_clock(session), lease_until=None, **values)
+
+
+def take_back(session: Session, run: StageRun, error: dict[str, Any]) -> bool:
+    """Fails a run whose lease has expired and raises its fence, so that its worker can write nothing more."""
+    time = read_clock(session)
+    statement = (
+        update(StageRun)
+        .where(
+            col(StageRun.id) == run.id,
+            col(StageRun.fence) == run.fence,
+            col(StageRun.status) == StageStatus.RUNNING,
+            col(StageRun.lease_until) < time,
+        )
+        .values(status=StageStatus.FAILED, fence=StageRun.fence + 1, finished_at=time, lease_until=None, error=error)
+        .returning(StageRun)
+    )
+    return session.scalars(statement, execution_options={"populate_existing": True}).one_or_none() is not None
+
+
+def find(session: Session, run_id: str) -> StageRun | None:
+    return session.get(StageRun, run_id)
+
+
+def expired(session: Session) -> list[StageRun]:
+    """Running, but with nobody who has extended the lease in time."""
+    late = col(StageRun.lease_until) < read_clock(session)
+    return list(session.exec(select(StageRun).where(StageRun.status == StageStatus.RUNNING, late)))
+
+
+def waiting(session: Session) -> dict[Resource, int]:
+    """How many runs are queued for each resource that has any."""
+    statement = (
+        select(StageRun.resource, func.count()).where(StageRun.status == StageStatus.QUEUED).group_by(col(StageRun.resource))
+    )
+    return {Resource(resource): count for resource, count in session.exec(statement)}
+
+
+def _positions() -> Subquery:
+    number = func.row_number().over(partition_by=col(StageRun.resource), order_by=_in_order())
+    statement = select(StageRun.job_id, number.label("position")).join(Job, isouter=True)
+    return statement.where(StageRun.status == StageStatus.QUEUED).subquery()
+
+
+def queue_position(session: Session, job: Job) -> int | None:
+    """1 for the job whose stage is claimed next by a worker of its kind; None when the job does not wait."""
+    return queue_positions(session, [job.id]).get(job.id)
+
+
+def queue_positions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:
+    """The same for many jobs at once; jobs that do not wait are left out."""
+    positions = _positions()
+    statement = select(positions.c.job_id, positions.c.position).where(positions.c.job_id.in_(list(job_ids)))
+    return {row.job_id: row.position for row in session.execute(statement)}
+
+
+def cancel_waiting(session: Session, job: Job) -> bool:
+    """Cancels the job's queued runs. False when none was waiting: then a worker runs one, and has to be asked."""
+    statement = (
+        update(StageRun)
+        .where(col(StageRun.job_id) == job.id, col(StageRun.status) == StageStatus.QUEUED)
+        .values(status=StageStatus.CANCELLED, fence=StageRun.fence + 1, finished_at=read_clock(session))
+        .returning(StageRun)
+    )
+    return bool(session.scalars(statement, execution_options={"populate_existing": True}).all())
+
+
+def attempts(session: Session, job_id: str) -> list[StageRun]:
+    """Every attempt at every stage of a job, oldest first."""
+    statement = select(StageRun).where(StageRun.job_id == job_id)
+    return list(session.exec(statement.order_by(col(StageRun.created_at), col(StageRun.id))))
+
+
+def newest_by_stage(session: Session, job_ids: Iterable[str]) -> dict[str, list[StageRun]]:
+    """By job id: the newest attempt of each stage that was ever queued, in the order of the stages."""
+    places = list(Stage)
+    newest: dict[str, dict[Stage, StageRun]] = {}
+    statement = select(StageRun).where(col(StageRun.job_id).in_(list(job_ids))).order_by(col(StageRun.attempt))
+    for run in session.exec(statement):
+        newest.setdefault(run.job_id or "", {})[Stage(run.stage)] = run
+    return {job_id: sorted(runs.values(), key=lambda run: places.index(run.stage)) for job_id, runs in newest.items()}
+
+
+def earlier_attempts(session: Session, run: StageRun) -> Iterator[StageRun]:
+    """The attempts at the same stage before `run`, newest first."""
+    owner = StageRun.job_id == run.job_id if run.job_id else StageRun.file_id == run.file_id
+    statement = select(StageRun).where(owner, StageRun.stage == run.stage, StageRun.attempt < run.attempt)
+    return iter(session.exec(statement.order_by(col(StageRun.attempt).desc())))
+
+
+def has_checkpoint(session: Session, run: StageRun) -> bool:
+    return session.exec(select(Checkpoint.id).where(Checkpoint.stage_run_id == run.id).limit(1)).first() is not None
+
+
+def idle_queues(session: Session, alive_since: datetime) -> set[str]:
+    """The queues that a live worker without work listens to."""
+    idle = select(Worker).where(Worker.heartbeat_at >= alive_since, col(Worker.stage_run_id).is_(None))
+    return {queue for worker in session.exec(idle) for queue in worker.queues}
