@@ -1,0 +1,249 @@
+"""The command line `tunesmith`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from client import display
+from client.api import DEFAULT_URL, Client, ClientError
+from client.download import choose, download, transfer_bar
+from client.follow import follow, watch
+from client.spec import read_spec, upload_named_files
+
+PARTS = {
+    "up": ("app.up", "Run the whole service on this machine."),
+    "api": ("app.main", "Run the HTTP API alone."),
+    "worker": ("worker.main", "Run one worker alone: --queues gpu, cpu or notify."),
+    "reaper": ("app.reaper", "Run the loop that finds lost work alone."),
+}
+
+app = typer.Typer(
+    name="tunesmith", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Fine-tune language models through a Tunesmith service.",
+    epilog="TUNESMITH_URL names the service, TUNESMITH_API_KEY opens it.",
+)  # fmt: skip
+file_commands = typer.Typer(no_args_is_help=False, help="Uploaded data sets: list them, or upload one.")
+app.add_typer(file_commands, name="files")
+
+Url = Annotated[str, typer.Option("--url", envvar="TUNESMITH_URL", help="Address of the service.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the service's JSON.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+Limit = Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")]
+
+
+def main() -> None:
+    try:
+        app()
+    except ClientError as error:
+        text = json.dumps(error.to_json()) if "--json" in sys.argv else f"Error: {describe(error)}"
+        print(text, file=sys.stderr)
+        sys.exit(1)
+
+
+def describe(error: ClientError) -> str:
+    """The sentence; and, of a refusal with several reasons, each with the field that it is about."""
+    details = error.to_json()["error"].get("details") or []
+    lines = [f"\n  {item.get('param') or '-'}: {item.get('message')}" for item in details] if len(details) > 1 else []
+    return str(error) + "".join(lines)
+
+
+def connect(url: str) -> Client:
+    return Client(url, os.environ.get("TUNESMITH_API_KEY"))
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=2))
+
+
+def add_part(name: str, module: str, help_text: str) -> None:
+    """`tunesmith NAME …` becomes `python -m MODULE …`: this package imports neither the API nor the worker."""
+
+    @app.command(
+        name, help=help_text + " Flags are the settings' names.", add_help_option=False, rich_help_panel="Service",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )  # fmt: skip
+    def run(context: typer.Context) -> NoReturn:
+        os.execv(sys.executable, [sys.executable, "-m", module, *context.args])  # noqa: S606 — no shell is wanted
+
+
+for part, (module, help_text) in PARTS.items():
+    add_part(part, module, help_text)
+
+
+@app.command()
+def submit(
+    path: Annotated[Path, typer.Argument(metavar="JOB.json", exists=True, dir_okay=False, help="The job's spec.")],
+    following: Annotated[
+        bool, typer.Option("--follow", help="Show the job until it has ended; exit 1 unless it succeeded.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Submit a job. A data set file of this machine that it names is uploaded first."""
+    spec = read_spec(path)
+    with connect(url) as client:
+        upload_named_files(client, spec, path.parent)
+        job = client.submit(spec)
+        if not following:
+            print_json(job) if as_json else print(job["id"])
+            return
+        if as_json:
+            job = print_events(client, job["id"])
+        else:
+            console = Console()
+            display.line(console, f"Submitted {job['id']}. Ctrl-C leaves it running, `tunesmith cancel {job['id']}` stops it.")
+            job = follow(client, job["id"], console)
+    if job["status"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def print_events(client: Client, job_id: str) -> dict[str, Any]:
+    """One JSON object a line: each event as it comes, then the ended job."""
+    job: dict[str, Any] = {}
+    for job, events in watch(client, job_id):  # noqa: B007 — the last look is at the ended job
+        for event in events:
+            print(json.dumps(event, ensure_ascii=False), flush=True)
+    print(json.dumps(job, ensure_ascii=False))
+    return job
+
+
+@app.command()
+def jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    limit: Limit = 20,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    with connect(url) as client:
+        data = client.jobs(limit=limit, status=status)
+    print_json(data) if as_json else display.jobs(Console(), data)
+
+
+@app.command()
+def show(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Show a job: where it stands, its stages, its artifacts, what went wrong."""
+    with connect(url) as client:
+        job = client.job(job_id)
+    print_json(job) if as_json else display.job(Console(), job)
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    stage: Annotated[str | None, typer.Option(help="Only this stage: prepare, train, merge or convert.")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines, this many.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Print what a job's processes wrote."""
+    with connect(url) as client:
+        text = client.logs(job_id, stage=stage, tail=tail)
+    print_json({"logs": text}) if as_json else sys.stdout.write(text)
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Ask a job to stop."""
+    with connect(url) as client:
+        job = client.cancel(job_id)
+    print_json(job) if as_json else print(f"{job_id} is {job['status']}; it stops as soon as its stage does.")
+
+
+@app.command()
+def delete(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Delete a job that is not running, and its artifacts."""
+    with connect(url) as client:
+        client.delete(job_id)
+    print_json({"id": job_id, "deleted": True}) if as_json else print(f"{job_id} is deleted.")
+
+
+@app.command("download")
+def download_artifacts(
+    job_id: JobId,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One artifact; without it, all.")] = None,
+    folder: Annotated[Path | None, typer.Option("--to", help="Folder to write to; by default one named like the job.")] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Download artifacts, going on where an earlier try stopped, and check their SHA-256."""
+    folder = folder or Path(job_id)
+    with connect(url) as client, transfer_bar() as bar:
+        wanted = choose(client.artifacts(job_id), name)
+        task = bar.add_task("", total=None)
+        done = []
+        for artifact in wanted:
+            bar.update(task, description=artifact["name"], total=artifact["bytes"], completed=0)
+            path = download(client, job_id, artifact, folder, lambda size: bar.update(task, completed=size))
+            done.append(artifact | {"path": str(path)})
+            if not as_json:
+                bar.console.print(f"{artifact['sha256']}  {path}", soft_wrap=True, markup=False, highlight=False)
+    if as_json:
+        print_json(done)
+
+
+@app.command()
+def report(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Print a job's experiment report: rendered on a terminal, Markdown elsewhere."""
+    with connect(url) as client:
+        if as_json:
+            print_json(client.report_data(job_id))
+            return
+        text = client.report(job_id)
+    console = Console()
+    console.print(Markdown(text)) if console.is_terminal else print(text)
+
+
+@file_commands.callback(invoke_without_command=True)
+def files(context: typer.Context, limit: Limit = 20, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    if context.invoked_subcommand:
+        return
+    with connect(url) as client:
+        data = client.files(limit=limit)
+    print_json(data) if as_json else display.files(Console(), data)
+
+
+@file_commands.command()
+def upload(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL, JSON, Parquet or CSV.")],
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Upload a data set and print its id."""
+    with connect(url) as client:
+        file = client.upload(path)
+    print_json(file) if as_json else print(file["id"])
+
+
+@file_commands.command("report")
+def file_report(file_id: Annotated[str, typer.Argument(metavar="ID")], url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Tell what is in a data set, and which rows are refused and why."""
+    with connect(url) as client:
+        data = client.file_report(file_id)
+    print_json(data) if as_json else display.file_report(Console(), data)
+
+
+@app.command()
+def models(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """List the base models that need no download."""
+    with connect(url) as client:
+        data = client.models()
+    print_json(data) if as_json else display.table(Console(), ["MODEL"], [[model["id"]] for model in data], empty="None.")
+
+
+@app.command()
+def workers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """List the workers that are alive."""
+    with connect(url) as client:
+        data = client.workers()
+    print_json(data) if as_json else display.workers(Console(), data)
+
+
+if __name__ == "__main__":
+    main()
