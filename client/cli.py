@@ -238,11 +238,19 @@ def models(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
 
 
 @app.command()
-def workers(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def workers(
+    host: Annotated[
+        str | None, typer.Option("--alive", metavar="HOST", help="Exit 1 unless a worker of this host is alive.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
     """List the workers that are alive."""
     with connect(url) as client:
-        data = client.workers()
+        data = [worker for worker in client.workers() if host in (None, worker["host"])]
     print_json(data) if as_json else display.workers(Console(), data)
+    if host and not data:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
