@@ -20,6 +20,7 @@ class TunesmithError(Exception):
     status = 500
     type = "server_error"
     code: str | None = "internal"
+    headers: dict[str, str] = {}
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, details: list[dict[str, Any]] | None = None
@@ -41,6 +42,7 @@ class InvalidRequest(TunesmithError):
 
 class Unauthorized(TunesmithError):
     status, type, code = 401, "authentication_error", "unauthorized"
+    headers = {"www-authenticate": "Bearer"}
 
 
 class Forbidden(TunesmithError):
@@ -53,6 +55,7 @@ class NotFound(TunesmithError):
 
 class Conflict(TunesmithError):
     status, type, code = 409, "conflict_error", "conflict"
+    headers = {"x-should-retry": "false"}
 
 
 class TooLarge(TunesmithError):

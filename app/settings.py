@@ -1,9 +1,12 @@
 """The settings: environment variables with the prefix TUNESMITH_, overridden by flags of the same names."""
 
+import os
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,6 +19,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     public_url: str | None = None
+    bootstrap_key: SecretStr | None = None
+    """The key that /v1 asks for; without it the server stays on loopback."""
     database_url: str | None = None
     broker_url: str | None = None
     lease_seconds: float = Field(default=60, gt=0)
@@ -39,3 +44,20 @@ class Settings(BaseSettings):
     @property
     def broker_socket(self) -> Path:
         return self.root / "run" / "broker.sock"
+
+
+def read_flags(program: str, arguments: Sequence[str] | None = None) -> Settings:
+    """The settings, with `--data-dir` and the like over the environment. Secrets have no flag: arguments are public.
+
+    What a flag says is put into the environment, where child processes and the doorbell read it.
+    """
+    parser = ArgumentParser(prog=program)
+    for name, field in Settings.model_fields.items():
+        if field.annotation != SecretStr | None:
+            parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=f"instead of TUNESMITH_{name.upper()}")
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    os.environ.update({f"TUNESMITH_{name.upper()}": value for name, value in given.items()})
+    try:
+        return Settings()
+    except ValidationError as problem:
+        parser.error("; ".join(f"{error['loc'][0]}: {error['msg']}" for error in problem.errors()))

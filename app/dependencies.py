@@ -1,0 +1,48 @@
+"""What endpoints ask for. A writing request commits once, after its endpoint and before its answer is sent."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from app.db import read_session, write_session
+from app.settings import Settings
+from app.storage import Storage
+
+
+def get_engine(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+def get_settings(request: Request) -> Settings:
+    return request.app.state.settings
+
+
+def get_storage(request: Request) -> Storage:
+    return request.app.state.storage
+
+
+def get_base_url(request: Request) -> str:
+    """What absolute URLs begin with, without a slash at the end."""
+    return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+async def open_read_session(request: Request) -> AsyncIterator[Session]:
+    with read_session(request.app.state.engine) as session:
+        yield session
+
+
+def open_write_session(request: Request) -> Iterator[Session]:
+    with write_session(request.app.state.engine) as session:
+        yield session
+
+
+EngineDep = Annotated[Engine, Depends(get_engine)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+StorageDep = Annotated[Storage, Depends(get_storage)]
+BaseUrl = Annotated[str, Depends(get_base_url)]
+ReadSession = Annotated[Session, Depends(open_read_session)]
+WriteSession = Annotated[Session, Depends(open_write_session, scope="function")]
+"""`scope="function"` closes the session, and so commits, once the endpoint has returned; by default that is after the answer."""

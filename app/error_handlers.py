@@ -1,0 +1,130 @@
+"""The one place where errors become answers. Every body has the shape of `TunesmithError.to_json`."""
+
+import logging
+from difflib import get_close_matches
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.errors import InvalidRequest, InvalidSpec, TunesmithError
+
+log = logging.getLogger(__name__)
+
+CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+MESSAGE_OF_STATUS = {
+    404: "There is nothing at this address. GET /openapi.json lists what there is.",
+    405: "This address does not take that method. The Allow header lists those that it takes.",
+    413: "The request is larger than this address takes.",
+}
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(TunesmithError, answer_domain_error)
+    app.add_exception_handler(RequestValidationError, answer_validation_error)
+    app.add_exception_handler(HTTPException, answer_http_error)
+
+
+def render(error: TunesmithError) -> JSONResponse:
+    return JSONResponse(error.to_json(), status_code=error.status, headers=error.headers)
+
+
+def answer_domain_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TunesmithError)
+    return render(error)
+
+
+def answer_http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    problem = InvalidRequest(
+        MESSAGE_OF_STATUS.get(error.status_code, str(error.detail)), code=CODE_OF_STATUS.get(error.status_code)
+    )
+    return JSONResponse(problem.to_json(), status_code=error.status_code, headers=dict(error.headers or {}))
+
+
+def answer_validation_error(request: Request, error: Exception) -> JSONResponse:
+    """Malformed JSON is 400; a field of the wrong name, type or value is 422 with its path, all of them in `details`."""
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        where, why = problems[0]["loc"][-1], problems[0]["ctx"]["error"]
+        return render(InvalidRequest(f"The body is not JSON: {why} at character {where}."))
+    schema = find_body_schema(request)
+    details = [describe(problem, request.app.openapi(), schema) for problem in problems]
+    return render(combine(details))
+
+
+def combine(details: list[dict[str, Any]]) -> InvalidSpec:
+    """One error of many: it speaks of the first and lists them all."""
+    first, others = details[0], len(details) - 1
+    message = first["message"] if not others else f"{first['message']} ({others} more in details.)"
+    return InvalidSpec(message, param=first["param"], code=first["code"], details=details)
+
+
+def find_body_schema(request: Request) -> dict[str, Any]:
+    """The published schema of this request's JSON body; empty where there is none."""
+    operation = request.app.openapi()["paths"].get(request.scope["route"].path_format, {}).get(request.method.lower(), {})
+    return operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+
+
+def describe(problem: dict[str, Any], openapi: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """One entry of `details`: `message`, `param` (the JSON path) and `code`."""
+    source, *location = problem["loc"]
+    path, names = walk(location, openapi, schema) if source == "body" else (list(location), [])
+    param = format_path(path) or source
+    return {"message": f"{param}: {explain(problem, names)}", "param": param, "code": "invalid_spec"}
+
+
+def explain(problem: dict[str, Any], names: list[str]) -> str:
+    if problem["type"] == "extra_forbidden":
+        near = get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.5)
+        return (
+            f"there is no such field; did you mean {near[0]!r}?"
+            if near
+            else f"there is no such field; known: {', '.join(names)}."
+        )
+    if problem["type"] == "missing":
+        return "this field is required."
+    message = problem["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:] + "."
+
+
+def walk(location: list[Any], openapi: dict[str, Any], schema: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    """The JSON path of a pydantic location, which also names union members, and the fields known at its last step."""
+    path: list[Any] = []
+    names: list[str] = []
+    for step in location:
+        choices = expand(schema, openapi)
+        names = sorted({name for choice in choices for name in choice.get("properties", {})})
+        if isinstance(step, int):
+            following = [choice["items"] for choice in choices if "items" in choice]
+        elif tagged := [choice for choice in choices if is_tagged(choice, step)]:
+            schema = tagged[0]
+            continue
+        else:
+            following = [choice["properties"][step] for choice in choices if step in choice.get("properties", {})]
+        path.append(step)
+        schema = {"anyOf": following}
+    return path, names
+
+
+def expand(schema: dict[str, Any], openapi: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas behind references and alternatives."""
+    if "$ref" in schema:
+        return expand(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi)
+    alternatives = schema.get("anyOf", []) + schema.get("oneOf", [])
+    return [found for one in alternatives for found in expand(one, openapi)] if alternatives else [schema]
+
+
+def is_tagged(choice: dict[str, Any], tag: str) -> bool:
+    return any(field.get("const") == tag for field in choice.get("properties", {}).values())
+
+
+def format_path(path: list[Any]) -> str:
+    """`["exports", 0, "kind"]` is `exports[0].kind`."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text

@@ -1,0 +1,52 @@
+"""The HTTP server: `python -m app.main`, or `create_app` for whoever brings a server of their own."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import uvicorn
+from fastapi import FastAPI
+
+import app.health.endpoints
+from app import error_handlers
+from app.db import make_engine, migrate
+from app.request_ids import RequestIds
+from app.security import Guard, is_loopback
+from app.settings import Settings, read_flags
+from app.storage import Storage
+
+MAX_BODY_BYTES = 1 << 20
+"""Of JSON. Uploads have a limit of their own."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(service: FastAPI) -> AsyncIterator[None]:
+        migrate(service.state.engine)
+        yield
+        service.state.engine.dispose()
+
+    service = FastAPI(title="Tunesmith", version=version("tunesmith"), lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
+    service.state.settings = settings
+    service.state.engine = make_engine(settings.database)
+    service.state.storage = Storage(settings.root)
+    service.add_middleware(Guard, settings=settings)
+    service.add_middleware(RequestIds)
+    error_handlers.install(service)
+    service.include_router(app.health.endpoints.router)
+    return service
+
+
+def main() -> None:
+    settings = read_flags("tunesmith api")
+    if settings.bootstrap_key is None and not is_loopback(settings.host):
+        sys.exit(
+            f"Without a key the server listens on loopback only, not on {settings.host}. "
+            "Set TUNESMITH_BOOTSTRAP_KEY, which clients then send as a bearer token, or TUNESMITH_HOST=127.0.0.1."
+        )
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, timeout_graceful_shutdown=5, server_header=False)
+
+
+if __name__ == "__main__":
+    main()
