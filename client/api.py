@@ -98,7 +98,7 @@ class Client:
 
     @contextmanager
     def artifact(self, job_id: str, name: str, *, start: int = 0) -> Iterator[httpx2.Response]:
-        """The artifact's bytes from `start`, to be read by `iter_bytes`; the answer is 206, or 200 for the whole file."""
+        """The artifact's bytes from `start`, to be read by `iter_raw`; the answer is 206, or 200 for the whole file."""
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         request = self._http.build_request("GET", f"{job_path(job_id)}/artifacts/{quote(name)}", headers=headers)
         with self._reaching():

@@ -11,7 +11,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from client.api import Client, ClientError, Unreachable
 
-CHUNK = 1 << 20
 TRIES = 5
 """Connections in a row that may break without one byte more."""
 PAUSE = 0.5
@@ -68,7 +67,7 @@ def append(client: Client, job_id: str, artifact: dict[str, Any], part: Path, ad
     with client.artifact(job_id, artifact["name"], start=start) as response:
         size = start if response.status_code == 206 else 0
         with part.open("ab" if size else "wb") as file:
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 size += len(chunk)
                 advance(size)
