@@ -1,4 +1,7 @@
-"""Runs one attempt: `python -m worker.stages DIR`, with the secrets as a JSON object on stdin."""
+"""Runs one attempt: `python -m worker.stages DIR [SUPERVISOR_PID]`, with the secrets as a JSON object on stdin.
+
+With the process id of its supervisor, the attempt ends when that process does.
+"""
 
 import ctypes
 import importlib
@@ -17,8 +20,9 @@ from worker.stages import STAGES, Inputs, Outcome, Report, StageFailure, StageSt
 PR_SET_PDEATHSIG = 1
 
 
-def main(attempt: Path) -> None:
-    die_with_parent()
+def main(attempt: Path, supervisor: int | None) -> None:
+    if supervisor is not None:
+        die_with(supervisor)
     request = json.loads((attempt / "input.json").read_text())
     inputs = Inputs.from_json(request["inputs"], secrets=json.loads(sys.stdin.read() or "{}"))
     spec = JobSpec.model_validate(request["spec"]) if request["spec"] else None
@@ -59,11 +63,11 @@ def describe(problem: Exception) -> dict:
     return {"code": FailureCode.INTERNAL, "message": f"{type(problem).__name__} in the stage process.", "hint": hint}
 
 
-def die_with_parent() -> None:
-    """A stage must not outlive its supervisor: nobody would heartbeat for it."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:
+def die_with(supervisor: int) -> None:
+    """A stage must not outlive its supervisor: nobody would heartbeat for it. Only Linux can promise that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
         os._exit(1)
 
 
@@ -88,4 +92,4 @@ def write_whole(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
