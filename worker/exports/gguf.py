@@ -1,0 +1,136 @@
+"""GGUF by llama.cpp's own converter, in a process of its own.
+
+The converter brings a `gguf` package that is newer than the one on PyPI under the same name and version: it runs with its own
+folder in front of everything else, never inside this process.
+"""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from app.jobs.spec import GgufExport
+from app.jobs.states import FailureCode
+from worker.data.gguf_weights import read_gguf
+from worker.stages import Inputs, OutputFile, Report, StageFailure
+from worker.stages.__main__ import die_with
+
+REPORT_SECONDS = 1.0
+KEPT_LINES = 40
+LOG_PREFIX = re.compile(r"^(INFO|WARNING|ERROR):[\w.-]+:")
+PROGRESS = re.compile(r"^Writing: +(\d+)%")
+
+
+def export(options: GgufExport, model: Path, out: Path, inputs: Inputs, report: Report) -> OutputFile:
+    """Writes gguf/TITLE-QUANTIZATION.gguf. Raises StageFailure `conversion_failed` when the converter gives up."""
+    path = out / "gguf" / f"{slug(inputs.title)}-{options.quantization}.gguf"
+    path.parent.mkdir(exist_ok=True)
+    convert(model, path, options.quantization, inputs, report)
+    check(path, inputs.title)
+    return OutputFile.of(out, path, name=f"gguf/{path.name}", kind="gguf")
+
+
+def slug(title: str) -> str:
+    """A title as the name of a file and an artifact: only [A-Za-z0-9._-], and it starts with neither a dot nor a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")[:100] or "model"
+
+
+def convert(model: Path, path: Path, quantization: str, inputs: Inputs, report: Report) -> None:
+    arguments = ["--outtype", quantization, "--outfile", str(path), f"--model-name={inputs.title}", str(model)]
+    script = inputs.converter_dir / "convert_hf_to_gguf.py"
+    with tempfile.TemporaryDirectory() as home:
+        process = subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(inputs.converter_dir, Path(home)),
+            preexec_fn=partial(die_with, os.getpid()),
+        )
+        assert process.stdout is not None
+        try:
+            last_lines = follow(process.stdout, quantization, report)
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        raise failure(process.returncode, last_lines)
+
+
+def environment(converter_dir: Path, home: Path) -> dict[str, str]:
+    """Offline, with an empty cache: the tokenizer is loaded in a way that would run code from a repository if it could get any.
+
+    One thread, because the quantisation is NumPy's and a second one only burns time.
+    """
+    settings = {
+        "PYTHONPATH": str(converter_dir),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(home),
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    return {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ} | settings
+
+
+def follow(output: IO[bytes], quantization: str, report: Report) -> list[str]:
+    """Passes the converter's output on to the log, its progress bar to the report. Returns the last lines."""
+    kept: deque[str] = deque(maxlen=KEPT_LINES)
+    reported = 0.0
+    for line in split_lines(output):
+        progress = PROGRESS.match(line)
+        if not progress:
+            print(line, flush=True)
+            kept.append(line)
+        elif time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            report("progress", message=f"writing {quantization}: {progress[1]} %")
+    return list(kept)
+
+
+def split_lines(output: IO[bytes]) -> Iterator[str]:
+    """Lines that end in a newline or, as a progress bar's do, in a carriage return. Empty ones are left out."""
+    rest = b""
+    while chunk := os.read(output.fileno(), 65536):
+        *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
+        yield from (line.decode(errors="replace") for line in lines if line)
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def failure(code: int, lines: list[str]) -> Exception:
+    """What the converter's end means for the user."""
+    text = "\n".join(lines)
+    last = LOG_PREFIX.sub("", next((line for line in reversed(lines) if line.strip()), "no output"))
+    if "No space left on device" in text:
+        return OSError(errno.ENOSPC, "The disk is full.")
+    if code == -signal.SIGKILL or "MemoryError" in last:
+        return MemoryError("The converter was killed.")
+    hint = "Leave gguf out of exports, or choose another base model; the stage's log has the converter's output."
+    unknown = re.search(r"chkhsh: +(\w+)", text)
+    if unknown:
+        message = f"llama.cpp's converter does not know the pre-tokenizer of this model (hash {unknown[1][:16]})."
+    elif unsupported := re.search(r"Model (\w+) is not supported", text):
+        message = f"llama.cpp's converter does not know the architecture {unsupported[1]}."
+    else:
+        message = f"llama.cpp's converter failed: {last}"
+    return StageFailure(FailureCode.CONVERSION_FAILED, message, hint=hint, param="exports")
+
+
+def check(path: Path, title: str) -> None:
+    """Refuses a file that is cut off or is not the model that was asked for."""
+    try:
+        metadata, tensors = read_gguf(path)
+    except (ValueError, OSError) as problem:
+        raise StageFailure(FailureCode.CONVERSION_FAILED, f"The converter wrote a broken file: {problem}.") from problem
+    if not tensors or metadata["general.name"] != title:
+        raise StageFailure(FailureCode.CONVERSION_FAILED, "The converter wrote a file without the model in it.")

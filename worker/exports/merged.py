@@ -1,0 +1,178 @@
+"""Adds a LoRA adapter to the 16-bit weights of its base model, tensor by tensor.
+
+The sum is the one that peft makes in `merge_and_unload(safe_merge=True)`, to the last bit: the delta B·A·scale in fp32, rounded
+to the weights' type, then added in that type. Whatever is more than such a sum is left to peft: see `reason_for_peft`.
+"""
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from app.jobs.states import FailureCode
+from worker.exports.shards import Entry, read_entries, write_shard
+from worker.stages import StageFailure
+
+Shards = dict[Path, list[Entry]]
+Progress = Callable[[int, int], None]
+
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KEY_PREFIX = "base_model.model."
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+
+HARMLESS = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform"}
+    | {"lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision"}
+    | {"runtime_config", "target_modules", "task_type", "use_rslora"}
+)
+"""The settings of an adapter that may hold anything while it still means W + B·A·scale, with one scale for all modules."""
+
+PLAIN = {"bias": ("none",), "init_lora_weights": (True, "gaussian")}
+"""The values of other settings that change nothing either. Any setting that is not false and not listed is left to peft."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A saved peft adapter. Its modules go by the names that they have in the base model."""
+
+    config: dict[str, Any]
+    tensors: safe_open
+
+    @classmethod
+    def at(cls, folder: Path) -> "Adapter":
+        config = json.loads((folder / "adapter_config.json").read_text())
+        return cls(config, safe_open(folder / "adapter_model.safetensors", "pt"))
+
+    @property
+    def keys(self) -> set[str]:
+        return set(self.tensors.keys())
+
+    @property
+    def modules(self) -> list[str]:
+        return sorted(key.removeprefix(KEY_PREFIX).removesuffix(LORA_A) for key in self.keys if key.endswith(LORA_A))
+
+    def delta(self, module: str) -> torch.Tensor:
+        """B·A·scale in fp32, [out, in]; the scale is alpha/r, for rsLoRA alpha/√r."""
+        a = self.tensors.get_tensor(KEY_PREFIX + module + LORA_A).float()
+        b = self.tensors.get_tensor(KEY_PREFIX + module + LORA_B).float()
+        rank = a.shape[0]
+        return (b @ a) * (self.config["lora_alpha"] / (math.sqrt(rank) if self.config["use_rslora"] else rank))
+
+
+def read_shards(base: Path) -> Shards:
+    """The files that hold a model's weights, and the tensors in each."""
+    index = base / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return {base / name: read_entries(base / name) for name in sorted(names)}
+
+
+def reason_for_peft(adapter: Adapter, base: Path, shards: Shards) -> str | None:
+    """Why this adapter cannot be merged by a plain sum, or None when it can."""
+    if adapter.config["peft_type"] != "LORA":
+        return f"its type is {adapter.config['peft_type']}"
+    for name, value in adapter.config.items():
+        if value and name not in HARMLESS and value not in PLAIN.get(name, ()):
+            return f"it uses {name}"
+    pairs = {KEY_PREFIX + module + half for module in adapter.modules for half in (LORA_A, LORA_B)}
+    if adapter.keys != pairs:
+        return f"it holds {min(adapter.keys ^ pairs)}"
+    stored = {entry.name for entries in shards.values() for entry in entries}
+    for module in adapter.modules:
+        if f"{module}.weight" not in stored:
+            return f"the base model's files hold no {module}.weight"
+    if json.loads((base / "config.json").read_text()).get("tie_word_embeddings", True):
+        for module in adapter.modules:
+            if not any(part.isdecimal() for part in module.split(".")):
+                return f"{module} lies outside the numbered layers, where weights may be shared"
+    return None
+
+
+def main_dtype(shards: Shards) -> str:
+    """The type that most of the weights are stored in, by bytes."""
+    sizes: Counter[str] = Counter()
+    for entries in shards.values():
+        for entry in entries:
+            sizes[entry.dtype] += entry.bytes
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def merged_dtype(shards: Shards) -> str:
+    """The type of the merged model: the base's own 16-bit type; BF16, which cannot overflow, for a base in fp32."""
+    return "F16" if main_dtype(shards) == "F16" else "BF16"
+
+
+def merge(adapter: Adapter, shards: Shards, into: Path, progress: Progress) -> dict[str, str]:
+    """Writes the merged shards, and their index when there are several; returns the sha256 of each shard by its name.
+
+    Everything but the adapter's modules is copied byte for byte, except that a base in fp32 becomes 16-bit. The adapter must
+    have no `reason_for_peft`. `progress` hears how many tensors are done, of how many. Raises StageFailure for an adapter that
+    does not fit the base or is not finite.
+    """
+    dtype = merged_dtype(shards)
+    modules = {f"{module}.weight": module for module in adapter.modules}
+    shrinks = main_dtype(shards) == "F32"
+    rewritten = {e.name for entries in shards.values() for e in entries if e.name in modules or (shrinks and e.dtype == "F32")}
+    done = itertools.count(1)
+    total = sum(map(len, shards.values()))
+
+    def blocks(source: Path) -> Iterator[bytearray | memoryview]:
+        with source.open("rb") as file:
+            for entry in shards[source]:
+                if entry.name in rewritten:
+                    delta = adapter.delta(modules[entry.name]) if entry.name in modules else None
+                    yield as_bytes(rewrite(entry, entry.read(file), TORCH_DTYPES[dtype], delta))
+                else:
+                    yield from entry.chunks(file)
+                progress(next(done), total)
+
+    digests: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    size = 0
+    for number, (source, entries) in enumerate(shards.items(), 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        outputs = [entry.as_dtype(dtype) if entry.name in rewritten else entry for entry in entries]
+        digests[name] = write_shard(into / name, outputs, blocks(source))
+        weight_map |= {entry.name: name for entry in outputs}
+        size += sum(entry.bytes for entry in outputs)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+        (into / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return digests
+
+
+def rewrite(entry: Entry, data: bytearray, dtype: torch.dtype, delta: torch.Tensor | None) -> torch.Tensor:
+    """The stored tensor as `dtype`, with `delta` added to it."""
+    if entry.dtype not in TORCH_DTYPES:
+        message = f"The base model stores {entry.name} as {entry.dtype}: it is quantised, and an adapter needs 16-bit weights."
+        raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint="Name its 16-bit repository.", param="base_model")
+    weight = torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape).to(dtype)
+    if delta is None:
+        return weight
+    if delta.shape != weight.shape:
+        raise misfit(f"{entry.name} is {[*weight.shape]}, its change {[*delta.shape]}")
+    weight += delta.to(dtype)
+    if not weight.isfinite().all():
+        raise not_finite(entry.name)
+    return weight
+
+
+def misfit(reason: str) -> StageFailure:
+    message = f"The adapter does not fit the base model: {reason}."
+    hint = "Probably the base model's files have changed since training. Pin spec.revision and train again."
+    return StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint=hint, param="base_model")
+
+
+def not_finite(name: str) -> StageFailure:
+    hint = "Lower training.learning_rate and train again."
+    return StageFailure(FailureCode.NAN_LOSS, f"{name} is not finite once the adapter is added.", hint=hint)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

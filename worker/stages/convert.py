@@ -1,0 +1,24 @@
+"""Makes the exports that start from the merged model, one after the other."""
+
+import importlib
+from pathlib import Path
+
+from app.jobs.spec import Export, JobSpec
+from app.jobs.states import Stage
+from worker.exports import EXPORTERS
+from worker.stages import Inputs, Outcome, Report
+
+
+def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
+    model = inputs.folders[Stage.MERGE] / inputs.values[Stage.MERGE]["merged"]
+    files = []
+    for export in wanted(spec):
+        exporter = importlib.import_module(EXPORTERS[export.kind])
+        files.append(exporter.export(export, model, out, inputs, report))
+    return Outcome({"files": [file.name for file in files]}, files)
+
+
+def wanted(spec: JobSpec) -> list[Export]:
+    """The exports that this stage makes, each once, in the order of the spec."""
+    unique = {export.model_dump_json(): export for export in spec.exports if export.kind in EXPORTERS}
+    return list(unique.values())
