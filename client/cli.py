@@ -33,6 +33,7 @@ app.add_typer(file_commands, name="files")
 
 Url = Annotated[str, typer.Option("--url", envvar="TUNESMITH_URL", help="Address of the service.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the service's JSON.")]
+Following = Annotated[bool, typer.Option("--follow", help="Show the job until it has ended; exit 1 unless it succeeded.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")]
 
@@ -79,9 +80,7 @@ for part, (module, help_text) in PARTS.items():
 @app.command()
 def submit(
     path: Annotated[Path, typer.Argument(metavar="JOB.json", exists=True, dir_okay=False, help="The job's spec.")],
-    following: Annotated[
-        bool, typer.Option("--follow", help="Show the job until it has ended; exit 1 unless it succeeded.")
-    ] = False,
+    following: Following = False,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> None:
@@ -93,12 +92,13 @@ def submit(
         if not following:
             print_json(job) if as_json else print(job["id"])
             return
-        if as_json:
-            job = print_events(client, job["id"])
-        else:
-            console = Console()
-            display.line(console, f"Submitted {job['id']}. Ctrl-C leaves it running, `tunesmith cancel {job['id']}` stops it.")
-            job = follow(client, job["id"], console)
+        if not as_json:
+            print(f"Submitted {job['id']}. Ctrl-C leaves it running, `tunesmith cancel {job['id']}` stops it.")
+        show_until_ended(client, job["id"], as_json)
+
+
+def show_until_ended(client: Client, job_id: str, as_json: bool) -> None:
+    job = print_events(client, job_id) if as_json else follow(client, job_id, Console())
     if job["status"] != "succeeded":
         raise typer.Exit(1)
 
@@ -127,9 +127,12 @@ def jobs(
 
 
 @app.command()
-def show(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+def show(job_id: JobId, following: Following = False, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
     """Show a job: where it stands, its stages, its artifacts, what went wrong."""
     with connect(url) as client:
+        if following:
+            show_until_ended(client, job_id, as_json)
+            return
         job = client.job(job_id)
     print_json(job) if as_json else display.job(Console(), job)
 
@@ -167,7 +170,9 @@ def delete(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None
 @app.command("download")
 def download_artifacts(
     job_id: JobId,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One artifact; without it, all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One artifact, or a folder of them like gguf; without it, all.")
+    ] = None,
     folder: Annotated[Path | None, typer.Option("--to", help="Folder to write to; by default one named like the job.")] = None,
     url: Url = DEFAULT_URL,
     as_json: Json = False,

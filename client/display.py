@@ -15,9 +15,7 @@ def table(console: Console, columns: list[str], rows: list[list[Any]], *, empty:
     """Columns of text; in a pipe, tab-separated lines that `cut` and `awk` read."""
     if not console.is_terminal:
         for row in rows:
-            console.print(
-                *("" if cell is None else str(cell) for cell in row), sep="\t", soft_wrap=True, highlight=False, markup=False
-            )
+            print(*("" if cell is None else cell for cell in row), sep="\t", file=console.file)
         return
     if not rows:
         console.print(empty)

@@ -87,9 +87,10 @@ def sha256_of(path: Path) -> str:
 
 
 def choose(artifacts: list[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
-    chosen = [artifact for artifact in artifacts if name in (None, artifact["name"])]
+    """The artifact of that name, or those in the folder of that name, or all."""
+    chosen = [item for item in artifacts if name in (None, item["name"]) or item["name"].startswith(f"{name}/")]
     if not chosen:
-        names = ", ".join(artifact["name"] for artifact in artifacts) or "none"
+        names = ", ".join(item["name"] for item in artifacts) or "none"
         raise ClientError(f"The job has no artifact {name}. It has: {names}." if name else "The job has no artifacts yet.")
     return chosen
 
