@@ -22,7 +22,6 @@ class StageProcess:
         attempt.mkdir(parents=True, exist_ok=True)
         (attempt / "input.json").write_text(json.dumps(request))
         self.attempt = attempt
-        self._read_bytes = 0
         self._memory_kills_before = count_memory_kills()
         with (attempt / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
@@ -41,7 +40,7 @@ class StageProcess:
         return self._process.pid
 
     def wait(self, seconds: float) -> bool:
-        """Whether the process has ended, at the latest after `seconds`. It stays a zombie, so that its group keeps its number."""
+        """Whether the process has ended, known at the latest after `seconds`. Not reaped yet, it keeps its group's number."""
         deadline = time.monotonic() + seconds
         while not self._has_ended():
             left = deadline - time.monotonic()
@@ -50,16 +49,15 @@ class StageProcess:
             time.sleep(min(POLL_SECONDS, left))
         return True
 
-    def read_reports(self) -> list[dict[str, Any]]:
-        """The reports since the last call. A line that is not yet whole waits."""
+    def read_reports(self, position: int) -> tuple[list[dict[str, Any]], int]:
+        """The reports from byte `position` on, and the position after them. A line that is not yet whole waits."""
         path = self.attempt / "events.jsonl"
         if not path.exists():
-            return []
+            return [], position
         with path.open("rb") as file:
-            file.seek(self._read_bytes)
+            file.seek(position)
             whole, newline, _ = file.read().rpartition(b"\n")
-        self._read_bytes += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in whole.splitlines()], position + len(whole) + len(newline)
 
     def read_result(self) -> dict[str, Any] | None:
         """None when the process died before it could write one."""

@@ -1,0 +1,96 @@
+"""What becomes of a job, or of a file under inspection, when an attempt at a stage does not succeed.
+
+Used by the worker that ran the attempt and by the reaper that finds it abandoned, in the transaction that ended the attempt.
+"""
+
+from typing import Any
+
+from sqlmodel import Session
+
+from app.jobs import repository as jobs
+from app.jobs import stage_runs
+from app.jobs.states import EventType, FailureCode, JobStatus, StageStatus
+from app.models import File, Job, StageRun
+
+MAX_DEATHS = 3
+
+
+def load_owner(session: Session, run: StageRun) -> Job | File:
+    """The run's job, locked and as it is now, or its file."""
+    if run.job_id:
+        return session.get_one(Job, run.job_id, with_for_update=True, populate_existing=True)
+    return session.get_one(File, run.file_id)
+
+
+def log_path(run: StageRun) -> str:
+    """Where the attempt's output is, below the folder of its job or file."""
+    return f"{run.stage}/{run.attempt}/log.txt"
+
+
+def lost(run: StageRun, message: str) -> dict[str, Any]:
+    hint = "Read the stage's log, check the worker's host, then retry the job."
+    return {
+        "code": FailureCode.WORKER_LOST,
+        "message": message,
+        "hint": hint,
+        "param": None,
+        "patch": None,
+        "log": log_path(run),
+    }
+
+
+def fail(session: Session, owner: Job | File, run: StageRun, error: dict[str, Any]) -> None:
+    """Ends the job, or the inspection, with the error of its last attempt."""
+    if isinstance(owner, File):
+        owner.status, owner.status_details = "error", error["message"]
+        session.add(owner)
+        return
+    data = {"stage": run.stage, "attempt": run.attempt, "code": error["code"]}
+    jobs.record_event(session, owner, EventType.STAGE_FAILED, f"Stage {run.stage} failed: {error['message']}", data)
+    owner.error = error
+    jobs.set_status(session, owner, JobStatus.FAILED, error["message"], error)
+
+
+def cancel(session: Session, job: Job) -> None:
+    jobs.set_status(session, job, JobStatus.CANCELLED, "The job was cancelled, as asked.")
+
+
+def queue_again(
+    session: Session, owner: Job | File, run: StageRun, *, reason: str, message: str, overrides: dict[str, Any] | None = None
+) -> None:
+    """Queues the next attempt at the stage of `run`, with the overrides of `run` unless others are given."""
+    attempt = run.attempt + 1
+    overrides = overrides or run.overrides
+    if isinstance(owner, File):
+        stage_runs.enqueue(session, file=owner, stage=run.stage, attempt=attempt)
+        return
+    stage_runs.enqueue(session, job=owner, stage=run.stage, attempt=attempt, overrides=overrides)
+    data = {"stage": run.stage, "attempt": attempt, "reason": reason, "patch": overrides}
+    jobs.record_event(session, owner, EventType.JOB_RETRYING, message, data)
+
+
+def recover(session: Session, run: StageRun) -> None:
+    """Of an attempt that was lost: tries again, unless it was the third in a row that made no new checkpoint."""
+    owner = load_owner(session, run)
+    error = run.error or {}
+    if isinstance(owner, Job) and owner.cancel_requested_at:
+        cancel(session, owner)
+    elif count_deaths(session, run) >= MAX_DEATHS:
+        message = f"Stage {run.stage} was lost {MAX_DEATHS} times in a row without a new checkpoint. Last: {error['message']}"
+        fail(session, owner, run, error | {"message": message})
+    else:
+        message = f"{error['message']} Trying again from the last checkpoint."
+        queue_again(session, owner, run, reason=FailureCode.WORKER_LOST, message=message)
+
+
+def count_deaths(session: Session, run: StageRun) -> int:
+    """How many attempts in a row, up to `run`, were lost without a checkpoint. One that was given back counts for nothing."""
+    deaths = 0
+    for attempt in [run, *stage_runs.earlier_attempts(session, run)]:
+        if attempt.status is StageStatus.CANCELLED:
+            continue
+        code = (attempt.error or {}).get("code")
+        if code != FailureCode.WORKER_LOST or stage_runs.has_checkpoint(session, attempt):
+            break
+        deaths += 1
+    return deaths

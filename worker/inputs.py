@@ -1,0 +1,71 @@
+"""Builds what a stage is told: the content of its input.json."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session
+
+from app.jobs import stage_runs
+from app.jobs.spec import merged
+from app.jobs.states import FailureCode, Stage, StageStatus
+from app.models import File, Job, StageRun
+from app.settings import Settings
+from app.storage import Storage
+from worker.settings import CONVERTER_DIR
+from worker.stages import Inputs, StageFailure
+
+
+def attempt_folder(storage: Storage, run: StageRun) -> Path:
+    owner = storage.job_folder(run.job_id) if run.job_id else storage.file_folder(run.file_id or "")
+    return owner / run.stage / str(run.attempt)
+
+
+def build_request(session: Session, settings: Settings, storage: Storage, run: StageRun, owner: Job | File) -> dict[str, Any]:
+    """Raises StageFailure when the data set is gone."""
+    if isinstance(owner, File):
+        inputs = common_inputs(settings, owner.filename) | {"file": storage.blob(owner.blob_sha256), "filename": owner.filename}
+        return {"stage": run.stage, "spec": None, "inputs": Inputs(**inputs).to_json()}
+    spec = merged(owner.spec, run.overrides or {})
+    inputs = common_inputs(settings, owner.name or owner.id)
+    inputs |= data_set(session, storage, spec) | results(session, storage, run)
+    return {"stage": run.stage, "spec": spec, "inputs": Inputs(**inputs).to_json()}
+
+
+def common_inputs(settings: Settings, title: str) -> dict[str, Any]:
+    return {
+        "cache_dir": settings.cache_dir.expanduser().resolve(),
+        "models_dir": settings.models_dir.expanduser().resolve() if settings.models_dir else None,
+        "converter_dir": CONVERTER_DIR,
+        "title": title,
+        "device_memory_bytes": settings.device_memory_bytes,
+    }
+
+
+def data_set(session: Session, storage: Storage, spec: dict[str, Any]) -> dict[str, Any]:
+    file_id = spec["dataset"].get("file")
+    if not file_id:
+        return {}
+    file = session.get(File, file_id)
+    if file is None:
+        raise StageFailure(
+            FailureCode.DATASET_NOT_FOUND,
+            f"The file {file_id} is no longer there.",
+            hint="Upload the data set again and submit the job with the new file's id.",
+            param="dataset.file",
+        )
+    return {"file": storage.blob(file.blob_sha256), "filename": file.filename}
+
+
+def results(session: Session, storage: Storage, run: StageRun) -> dict[str, Any]:
+    """What the stages before left, and what earlier attempts at this stage saved."""
+    folders: dict[str, Path] = {}
+    values: dict[str, dict[str, Any]] = {}
+    earlier: list[Path] = []
+    for other in stage_runs.attempts(session, run.job_id or ""):
+        out = attempt_folder(storage, other) / "out"
+        if other.stage == run.stage and other.attempt < run.attempt and out.exists():
+            earlier.insert(0, out)
+        elif other.status is StageStatus.SUCCEEDED and other.stage != run.stage:
+            folders[Stage(other.stage).value] = out
+            values[Stage(other.stage).value] = (other.outputs or {})["values"]
+    return {"folders": folders, "values": values, "earlier": earlier}

@@ -1,0 +1,59 @@
+"""A worker: `python -m worker.main --queues gpu`. One process, one stage at a time, each stage in a process of its own.
+
+Asked to leave (TERM, INT, QUIT), it lets its stage save, gives the run back and goes. Asked again, it hurries.
+"""
+
+import logging
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from celery.signals import worker_ready
+from celery.worker import state
+
+from app.db import make_engine
+from app.queue import make_queue, send_ring
+from app.storage import Storage
+from worker.registration import Heartbeat, describe_worker
+from worker.runner import Runner, StopRequest
+from worker.settings import read_worker_flags
+from worker.tasks import add_tasks
+
+QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+def main() -> None:
+    settings = read_worker_flags()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    engine = make_engine(settings.service.database)
+    worker = describe_worker(settings.queues)
+    runner = Runner(engine, settings.service, Storage(settings.service.root), worker.id)
+    heartbeat = Heartbeat(engine, worker, settings.service.lease_seconds / 4)
+    celery = make_queue(settings.service.broker)
+    add_tasks(celery, runner)
+    worker_ready.connect(make_ready(runner.stop, settings.queues), weak=False)
+    heartbeat.start()
+    try:
+        celery.worker_main(["worker", "--queues", ",".join(settings.queues), "--hostname", f"{worker.id}@%h", *QUIET])
+    finally:
+        heartbeat.stop()
+
+
+def make_ready(stop: StopRequest, queues: list[str]) -> Callable[..., None]:
+    """When Celery is ready, its signal handlers give way to ours, and the worker rings for itself: work may be waiting."""
+
+    def leave(*_: Any) -> None:
+        stop.times += 1
+        state.should_stop = 0
+
+    def ready(**_: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, leave)
+        for queue in queues:
+            send_ring(queue)
+
+    return ready
+
+
+if __name__ == "__main__":
+    main()

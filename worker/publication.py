@@ -1,0 +1,73 @@
+"""Makes what a stage produced part of its job: artifacts, facts for later stages, and the next stage's turn.
+
+Called inside the transaction that ends the run, so that all of it happens or none.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, select
+
+from app.jobs import recovery, stage_runs
+from app.jobs import repository as jobs
+from app.jobs.spec import JobSpec, plan
+from app.jobs.states import EventType, JobStatus
+from app.models import Artifact, Blob, File, Job, StageRun, now
+from app.storage import Storage
+
+
+def publish_inspection(session: Session, file: File, values: dict[str, Any]) -> None:
+    file.report, file.status, file.status_details = values["report"], "processed", None
+    session.add(file)
+
+
+def publish_stage(session: Session, storage: Storage, job: Job, run: StageRun, out: Path) -> None:
+    """The run has just been finished and holds its outputs."""
+    outputs = run.outputs or {}
+    for file in outputs["files"]:
+        publish_file(session, storage, job, out, file)
+    seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
+    data = {"stage": run.stage, "attempt": run.attempt, "duration_seconds": seconds}
+    jobs.record_event(session, job, EventType.STAGE_FINISHED, f"Stage {run.stage} finished.", data)
+    if job.cancel_requested_at:
+        recovery.cancel(session, job)
+    else:
+        go_on(session, job, run)
+
+
+def go_on(session: Session, job: Job, run: StageRun) -> None:
+    stages = plan(JobSpec.model_validate(job.spec))
+    rest = stages[stages.index(run.stage) + 1 :]
+    if not rest:
+        jobs.set_status(session, job, JobStatus.SUCCEEDED, "The job succeeded.")
+        return
+    job.stage = rest[0]
+    session.add(job)
+    stage_runs.enqueue(session, job=job, stage=rest[0])
+
+
+def publish_file(session: Session, storage: Storage, job: Job, out: Path, file: dict[str, Any]) -> None:
+    """Links a finished file into storage. A file by that name from an earlier run of the stage is replaced."""
+    source = (out / file["path"]).resolve()
+    if not source.is_relative_to(out.resolve()) or source.stat().st_size != file["bytes"]:
+        raise ValueError(f"the stage's output {file['name']} is not the file that the stage described")
+    storage.ingest(source, file["sha256"])
+    add_blob(session, file["sha256"], file["bytes"])
+    found = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.name == file["name"])).first()
+    artifact = found or Artifact(tenant_id=job.tenant_id, job_id=job.id, name=file["name"], kind="", blob_sha256="")
+    artifact.kind, artifact.blob_sha256 = file["kind"], file["sha256"]
+    artifact.verification, artifact.created_at = None, now()
+    session.add(artifact)
+    data = {"id": artifact.id, **{key: file[key] for key in ("name", "kind", "bytes", "sha256")}}
+    jobs.record_event(session, job, EventType.JOB_ARTIFACT, f"Artifact {file['name']} is ready.", data)
+
+
+def add_blob(session: Session, sha256: str, size: int) -> None:
+    if session.get(Blob, sha256):
+        return
+    try:
+        with session.begin_nested():
+            session.add(Blob(sha256=sha256, bytes=size))
+    except IntegrityError:  # another transaction added the same content just now
+        pass

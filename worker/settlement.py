@@ -1,0 +1,119 @@
+"""Decides what the end of an attempt means, in one fenced transaction: publish, fail, give back, try again, cancel."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session
+
+from app.jobs import recovery, stage_runs
+from app.jobs.ladder import next_rung
+from app.jobs.spec import merged
+from app.jobs.states import FailureCode, Stage, StageStatus
+from app.models import File, Job, StageRun
+from app.storage import Storage
+from worker.publication import publish_inspection, publish_stage
+from worker.reports import apply_reports
+
+
+class Ending(StrEnum):
+    """Why the supervisor stopped attending to a stage process."""
+
+    BY_ITSELF = "ended by itself"
+    CANCELLED = "stopped because the job was cancelled"
+    YIELDED = "stopped because the worker leaves"
+    FENCED = "killed because the run was taken away"
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a closed stage process left behind."""
+
+    ending: Ending
+    result: dict[str, Any] | None
+    reports: list[dict[str, Any]]
+    """Those that have not been stored yet."""
+    out: Path
+    end: str
+    """How it ended, in words."""
+    killed_for_memory: bool
+
+
+def settle(session: Session, storage: Storage, run_id: str, fence: int, remains: Remains) -> None:
+    """Writes nothing when the fence is stale. A stage that was asked to stop may have succeeded all the same."""
+    result = remains.result or {}
+    status = result.get("status")
+    outputs = {"values": result["values"], "files": result["files"]} if status == "succeeded" else None
+    run = stage_runs.find(session, run_id)
+    if run is None:
+        return
+    if outputs is not None:
+        ended, error = StageStatus.SUCCEEDED, None
+    elif remains.ending is not Ending.BY_ITSELF:
+        ended, error = StageStatus.CANCELLED, None
+    else:
+        ended, error = StageStatus.FAILED, describe_failure(run, remains)
+    peaks = {key: result.get(key) for key in ("peak_host_bytes", "peak_device_bytes")}
+    if not stage_runs.finish(session, run_id, fence, ended, outputs=outputs, error=error, **peaks):
+        return
+    owner = recovery.load_owner(session, run)
+    if isinstance(owner, Job):
+        apply_reports(session, owner, run, remains.reports)
+    if outputs is not None:
+        publish(session, storage, owner, run, remains.out)
+    elif error is None:
+        leave(session, owner, run, remains.ending)
+    else:
+        fail_or_retry(session, owner, run, error)
+
+
+def describe_failure(run: StageRun, remains: Remains) -> dict[str, Any]:
+    if remains.result and remains.result["status"] == "failed":
+        return remains.result["error"] | {"log": recovery.log_path(run)}
+    error = recovery.lost(run, f"The process of stage {run.stage} {remains.end}.")
+    if not remains.killed_for_memory:
+        return error
+    message = f"The kernel killed the process of stage {run.stage}, because the host had no memory left."
+    hint = "Give the host more memory, or lower training.batch_size or training.max_seq_length."
+    return error | {"code": FailureCode.OUT_OF_MEMORY, "message": message, "hint": hint}
+
+
+def publish(session: Session, storage: Storage, owner: Job | File, run: StageRun, out: Path) -> None:
+    if isinstance(owner, File):
+        publish_inspection(session, owner, (run.outputs or {})["values"])
+    else:
+        publish_stage(session, storage, owner, run, out)
+
+
+def leave(session: Session, owner: Job | File, run: StageRun, ending: Ending) -> None:
+    if isinstance(owner, Job) and (ending is Ending.CANCELLED or owner.cancel_requested_at):
+        recovery.cancel(session, owner)
+        return
+    message = f"The worker that ran stage {run.stage} was stopped. The stage goes on where it was."
+    recovery.queue_again(session, owner, run, reason="worker_stopped", message=message)
+
+
+def fail_or_retry(session: Session, owner: Job | File, run: StageRun, error: dict[str, Any]) -> None:
+    if error["code"] == FailureCode.WORKER_LOST:
+        recovery.recover(session, run)
+    elif error["code"] == FailureCode.OUT_OF_MEMORY and isinstance(owner, Job) and run.stage is Stage.TRAIN:
+        climb_down(session, owner, run, error)
+    else:
+        recovery.fail(session, owner, run, error)
+
+
+def climb_down(session: Session, job: Job, run: StageRun, error: dict[str, Any]) -> None:
+    """Trains again on the next rung of the ladder, if the spec allows and there is one."""
+    training = job.spec["training"]
+    rung = next_rung(training) if training["oom_ladder"] else None
+    if rung is None or job.cancel_requested_at:
+        recovery.fail(session, job, run, error)
+        return
+    patch = {"training": rung}
+    job.spec = merged(job.spec, patch)
+    session.add(job)
+    change = ", ".join(f"training.{key} {value}" for key, value in rung.items())
+    message = f"{error['message']} Trying again with {change}."
+    overrides = merged(run.overrides or {}, patch)
+    recovery.queue_again(session, job, run, reason=FailureCode.OUT_OF_MEMORY, message=message, overrides=overrides)
