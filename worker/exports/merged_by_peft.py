@@ -27,6 +27,8 @@ def merge(adapter: Path, base: Path, into: Path, dtype: torch.dtype) -> bool:
     merged.config.tie_word_embeddings = is_tied(merged)
     merged.generation_config = GenerationConfig()  # the base's own file is kept; saving would refuse an unusual one
     merged.save_pretrained(into, max_shard_size=SHARD_SIZE)
+    for path in into.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
     return is_tied(merged)
 
 

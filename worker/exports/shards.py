@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 1 << 20
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
