@@ -1,13 +1,19 @@
 """The settings: environment variables with the prefix TUNESMITH_, overridden by flags of the same names."""
 
+import hashlib
 import os
+import tempfile
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LONGEST_SOCKET_PATH = 100
+"""In bytes; the kernels' limits are 104 and 108."""
 
 
 class Settings(BaseSettings):
@@ -39,11 +45,16 @@ class Settings(BaseSettings):
     @property
     def broker(self) -> str:
         """The broker's URL; by default the embedded server's socket under the data folder."""
-        return self.broker_url or f"redis+socket://{self.broker_socket}?virtual_host=0"
+        return self.broker_url or f"redis+socket://{quote(str(self.broker_socket))}?virtual_host=0"
 
     @property
     def broker_socket(self) -> Path:
-        return self.root / "run" / "broker.sock"
+        """Under the data folder, or, where its path is too long for a socket, in the system's folder for temporary files."""
+        path = self.root / "run" / "broker.sock"
+        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+            return path
+        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"tunesmith-{os.getuid()}-{digest}" / "broker.sock"
 
 
 def read_flags(program: str, arguments: Sequence[str] | None = None) -> Settings:
