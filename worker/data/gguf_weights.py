@@ -1,7 +1,7 @@
 """Reads a GGUF file, as far as the built-in model needs it: its header, and tensors of F32, Q8_0 and Q4_1 as bfloat16.
 
-Layouts from ggml's documentation (docs/gguf.md, version 3) and its block definitions. The `gguf` package reads all of them, but takes
-seconds to parse a vocabulary, which this does in a fraction of one.
+Layouts from ggml's documentation (docs/gguf.md, version 3) and its block definitions. The `gguf` package reads all of them,
+but takes seconds to parse a vocabulary, which this does in a fraction of one.
 """
 
 import mmap

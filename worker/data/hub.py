@@ -77,7 +77,7 @@ def resolve_model(repo: str, revision: str | None, token: str | None) -> str:
     from huggingface_hub import HfApi
 
     with model_errors(repo):
-        return HfApi(token=token).model_info(repo, revision=revision).sha
+        return str(HfApi(token=token).model_info(repo, revision=revision).sha)
 
 
 def download_model(
@@ -85,14 +85,14 @@ def download_model(
 ) -> None:
     """Fills `folder`, which may hold the files of a broken download, with the model's safetensors, JSON and tokenizer files.
 
-    `check(config, card)` sees config.json and the model card's data before any weights are fetched, and raises to refuse the model.
+    `check(config, card)` sees config.json and the model card's data before any weights are fetched, and raises to refuse.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
 
     with model_errors(repo):
         info = HfApi(token=token).model_info(repo, revision=commit, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         wanted = list(filter_repo_objects(sizes, allow_patterns=MODEL_FILES, ignore_patterns=OTHER_WEIGHTS))
         if "config.json" not in sizes or not any(name.endswith(".safetensors") for name in wanted):
             raise no_safetensors(repo)

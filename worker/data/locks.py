@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(path: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock on `path`, a file that stays. Calls `on_wait` once if another process has it. The kernel frees it on death."""
+    """Holds the lock on `path`, a file that stays. Calls `on_wait` once if another process has it. A death frees it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
