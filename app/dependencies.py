@@ -45,4 +45,4 @@ StorageDep = Annotated[Storage, Depends(get_storage)]
 BaseUrl = Annotated[str, Depends(get_base_url)]
 ReadSession = Annotated[Session, Depends(open_read_session)]
 WriteSession = Annotated[Session, Depends(open_write_session, scope="function")]
-"""`scope="function"` closes the session, and so commits, once the endpoint has returned; by default that is after the answer."""
+"""`scope="function"` closes the session, and so commits, when the endpoint returns; by default that is after the answer."""

@@ -1,7 +1,6 @@
 """The one place where errors become answers. Every body has the shape of `TunesmithError.to_json`."""
 
 import logging
-from difflib import get_close_matches
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,7 +8,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.errors import InvalidRequest, InvalidSpec, TunesmithError
+from app.errors import Detail, InvalidRequest, InvalidSpec, TunesmithError
+from app.suggestions import suggest
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +53,7 @@ def answer_validation_error(request: Request, error: Exception) -> JSONResponse:
         return render(InvalidRequest(f"The body is not JSON: {why} at character {where}."))
     schema = find_body_schema(request)
     details = [describe(problem, request.app.openapi(), schema) for problem in problems]
-    return render(combine(details))
-
-
-def combine(details: list[dict[str, Any]]) -> InvalidSpec:
-    """One error of many: it speaks of the first and lists them all."""
-    first, others = details[0], len(details) - 1
-    message = first["message"] if not others else f"{first['message']} ({others} more in details.)"
-    return InvalidSpec(message, param=first["param"], code=first["code"], details=details)
+    return render(InvalidSpec.of(details))
 
 
 def find_body_schema(request: Request) -> dict[str, Any]:
@@ -69,22 +62,16 @@ def find_body_schema(request: Request) -> dict[str, Any]:
     return operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
 
 
-def describe(problem: dict[str, Any], openapi: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """One entry of `details`: `message`, `param` (the JSON path) and `code`."""
+def describe(problem: dict[str, Any], openapi: dict[str, Any], schema: dict[str, Any]) -> Detail:
     source, *location = problem["loc"]
     path, names = walk(location, openapi, schema) if source == "body" else (list(location), [])
     param = format_path(path) or source
-    return {"message": f"{param}: {explain(problem, names)}", "param": param, "code": "invalid_spec"}
+    return Detail(param, f"{param}: {explain(problem, names)}")
 
 
 def explain(problem: dict[str, Any], names: list[str]) -> str:
     if problem["type"] == "extra_forbidden":
-        near = get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.5)
-        return (
-            f"there is no such field; did you mean {near[0]!r}?"
-            if near
-            else f"there is no such field; known: {', '.join(names)}."
-        )
+        return f"there is no such field; {suggest(str(problem['loc'][-1]), names)}"
     if problem["type"] == "missing":
         return "this field is required."
     message = problem["msg"].removeprefix("Value error, ")

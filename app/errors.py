@@ -8,11 +8,15 @@
     ├── Conflict              409   the state of the resource forbids it; trying again will not help
     ├── TooLarge              413
     ├── InvalidSpec           422   one or more fields are wrong
-    └── Unavailable           503
+    │   └── NotAvailable      422   this build does not do it
+    ├── Unavailable           503
+    └── DiskFull              507
 
 Each renders as `{"error": {"message", "type", "param", "code", "details"?}}`.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -62,9 +66,38 @@ class TooLarge(TunesmithError):
     status, type, code = 413, "invalid_request_error", "too_large"
 
 
+@dataclass(frozen=True)
+class Detail:
+    """One field that is wrong: `param` is its JSON path, `patch` the JSON that would put it right, where one is known."""
+
+    param: str
+    message: str
+    code: str = "invalid_spec"
+    patch: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {"message": self.message, "param": self.param, "code": self.code}
+        return plain | ({"patch": self.patch} if self.patch else {})
+
+
 class InvalidSpec(TunesmithError):
     status, type, code = 422, "invalid_request_error", "invalid_spec"
+
+    @classmethod
+    def of(cls, details: Sequence[Detail]) -> "InvalidSpec":
+        """One error of many: it speaks of the first and lists them all."""
+        first, others = details[0], len(details) - 1
+        message = f"{first.message} ({others} more in details.)" if others else first.message
+        return cls(message, param=first.param, code=first.code, details=[detail.to_json() for detail in details])
+
+
+class NotAvailable(InvalidSpec):
+    code = "not_available"
 
 
 class Unavailable(TunesmithError):
     status, type, code = 503, "server_error", "unavailable"
+
+
+class DiskFull(TunesmithError):
+    status, type, code = 507, "server_error", "disk_full"

@@ -8,9 +8,16 @@ from importlib.metadata import version
 import uvicorn
 from fastapi import FastAPI
 
+import app.artifacts.endpoints
+import app.base_models.endpoints
+import app.files.endpoints
 import app.health.endpoints
+import app.jobs.endpoints
+import app.jobs.history_endpoints
+import app.workers.endpoints
 from app import error_handlers
 from app.db import make_engine, migrate
+from app.reaper import Reaper
 from app.request_ids import RequestIds
 from app.security import Guard, is_loopback
 from app.settings import Settings, read_flags
@@ -20,12 +27,27 @@ MAX_BODY_BYTES = 1 << 20
 """Of JSON. Uploads have a limit of their own."""
 
 
+ROUTERS = (
+    app.jobs.endpoints.router,
+    app.jobs.history_endpoints.router,
+    app.artifacts.endpoints.router,
+    app.files.endpoints.router,
+    app.base_models.endpoints.router,
+    app.workers.endpoints.router,
+    app.health.endpoints.router,
+)
+
+
 def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
-        migrate(service.state.engine)
+        engine = service.state.engine
+        migrate(engine)
+        reaper = Reaper(engine, settings)
+        reaper.start()
         yield
-        service.state.engine.dispose()
+        reaper.stop()
+        engine.dispose()
 
     service = FastAPI(title="Tunesmith", version=version("tunesmith"), lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
     service.state.settings = settings
@@ -34,7 +56,8 @@ def create_app(settings: Settings) -> FastAPI:
     service.add_middleware(Guard, settings=settings)
     service.add_middleware(RequestIds)
     error_handlers.install(service)
-    service.include_router(app.health.endpoints.router)
+    for router in ROUTERS:
+        service.include_router(router)
     return service
 
 

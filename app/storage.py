@@ -44,6 +44,9 @@ class Storage:
     def job_folder(self, job_id: str) -> Path:
         return self.root / "jobs" / job_id
 
+    def attempt_folder(self, job_id: str, stage: str, attempt: int) -> Path:
+        return self.job_folder(job_id) / stage / str(attempt)
+
     def file_folder(self, file_id: str) -> Path:
         return self.root / "files" / file_id
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 from sqlalchemy import update
-from sqlmodel import Session, col
+from sqlmodel import Session, col, select
 
 from app.errors import NotFound
 from app.jobs.states import TRANSITIONS, EventType, JobStatus
-from app.models import Event, Job, now
+from app.models import Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
 
 EVENT_OF_STATUS = {
     JobStatus.RUNNING: EventType.JOB_STARTED,
@@ -21,11 +21,41 @@ class InvalidTransition(Exception):
     """A job was asked to go where the transition map has no way to."""
 
 
-def get(session: Session, job_id: str) -> Job:
-    job = session.get(Job, job_id)
+def get(session: Session, job_id: str, *, lock: bool = False) -> Job:
+    """With `lock`, nobody else changes the job before the caller's transaction ends."""
+    job = session.get(Job, job_id, with_for_update=lock or None)
     if job is None:
-        raise NotFound(f"There is no job {job_id!r}. GET /v1/jobs lists the jobs.", param="id", code="job_not_found")
+        raise NotFound(f"There is no job {job_id!r}. GET /v1/jobs lists the jobs.", param="job_id", code="job_not_found")
     return job
+
+
+def page(
+    session: Session,
+    *,
+    limit: int,
+    after: str | None,
+    status: JobStatus | None,
+    base_model: str | None,
+    labels: dict[str, str],
+) -> list[Job]:
+    """Newest first: one more than `limit` where there are more."""
+    statement = select(Job).order_by(col(Job.id).desc()).limit(limit + 1)
+    if after is not None:
+        statement = statement.where(Job.id < after)
+    if status is not None:
+        statement = statement.where(Job.status == status)
+    if base_model is not None:
+        statement = statement.where(Job.base_model == base_model)
+    for key, value in labels.items():
+        labelled = select(JobLabel.job_id).where(JobLabel.key == key, JobLabel.value == value)
+        statement = statement.where(col(Job.id).in_(labelled))
+    return list(session.exec(statement))
+
+
+def add(session: Session, job: Job, labels: dict[str, str]) -> None:
+    session.add(job)
+    session.flush()
+    session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in labels.items())
 
 
 def set_status(session: Session, job: Job, status: JobStatus, message: str, data: dict[str, Any] | None = None) -> None:
@@ -49,3 +79,25 @@ def record_event(session: Session, job: Job, type: EventType, message: str, data
     event = Event(job_id=job.id, tenant_id=job.tenant_id, number=number, type=type, message=message, data=data or {})
     session.add(event)
     return event
+
+
+def find_event_number(session: Session, job_id: str, event_id: str) -> int | None:
+    return session.exec(select(Event.number).where(Event.job_id == job_id, Event.id == event_id)).first()
+
+
+def events(session: Session, job_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
+    """Oldest first, from the number that follows `after`; with a limit, one more than it where there are more."""
+    statement = select(Event).where(Event.job_id == job_id, Event.number > after).order_by(col(Event.number))
+    return list(session.exec(statement if limit is None else statement.limit(limit + 1)))
+
+
+def metric_chunks(session: Session, job_id: str) -> list[MetricChunk]:
+    """In the order in which they were written."""
+    return list(session.exec(select(MetricChunk).where(MetricChunk.job_id == job_id).order_by(col(MetricChunk.id))))
+
+
+def checkpoints(session: Session, job_id: str) -> list[tuple[Checkpoint, StageRun]]:
+    """By step, each with the attempt that wrote it."""
+    statement = select(Checkpoint, StageRun).join(StageRun).where(Checkpoint.job_id == job_id)
+    statement = statement.order_by(col(Checkpoint.step), col(Checkpoint.created_at))
+    return [(checkpoint, run) for checkpoint, run in session.exec(statement)]

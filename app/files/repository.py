@@ -1,0 +1,38 @@
+"""SQL about uploaded files. Nothing here commits."""
+
+from sqlmodel import Session, col, select
+
+from app.errors import NotFound
+from app.jobs.states import TERMINAL
+from app.models import Blob, File, Job
+
+
+def get(session: Session, file_id: str) -> File:
+    file = find(session, file_id)
+    if file is None:
+        raise NotFound(f"There is no file {file_id!r}. GET /v1/files lists the files.", param="file_id", code="file_not_found")
+    return file
+
+
+def find(session: Session, file_id: str) -> File | None:
+    return session.get(File, file_id)
+
+
+def get_bytes(session: Session, file: File) -> int:
+    return session.get_one(Blob, file.blob_sha256).bytes
+
+
+def page(session: Session, *, limit: int, after: str | None, purpose: str | None) -> list[tuple[File, int]]:
+    """Files with their sizes, newest first: one more than `limit` where there are more."""
+    statement = select(File, Blob.bytes).join(Blob).order_by(col(File.id).desc()).limit(limit + 1)
+    if after is not None:
+        statement = statement.where(File.id < after)
+    if purpose is not None:
+        statement = statement.where(File.purpose == purpose)
+    return [(file, size) for file, size in session.exec(statement)]
+
+
+def find_job_using(session: Session, file_id: str) -> str | None:
+    """The id of a job that has not ended and reads this file."""
+    in_spec = col(Job.spec)["dataset"]["file"].as_string() == file_id
+    return session.exec(select(Job.id).where(col(Job.status).not_in(TERMINAL), in_spec).limit(1)).first()

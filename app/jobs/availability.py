@@ -1,0 +1,63 @@
+"""What the contract has and this version does not do yet: refused by name, never accepted and ignored."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from app.errors import Detail
+from app.jobs.spec import JobSpec, Preference
+
+Test = Callable[[JobSpec], bool]
+
+LATER: list[tuple[str, Any, Test]] = [
+    # the field, what it must be instead, whether the spec asks for more
+    ("hub_token", None, lambda spec: spec.hub_token is not None),
+    ("dataset.validation_file", None, lambda spec: spec.dataset.validation_file is not None),
+    ("method", "sft", lambda spec: spec.method != "sft"),
+    ("quantization", "nf4", lambda spec: spec.quantization != "nf4"),
+    ("lora.variant", "lora", lambda spec: spec.lora.variant != "lora"),
+    ("lora.target_modules", "all-linear", lambda spec: spec.lora.target_modules != "all-linear"),
+    ("lora.modules_to_save", [], lambda spec: bool(spec.lora.modules_to_save)),
+    ("training.memory", "auto", lambda spec: spec.training.memory == "low"),
+    ("preference", None, lambda spec: spec.preference != Preference()),
+    ("early_stopping", None, lambda spec: spec.early_stopping is not None),
+    ("evaluation.every_steps", None, lambda spec: spec.evaluation.every_steps is not None),
+    ("publish", [], lambda spec: bool(spec.publish)),
+    ("webhook", None, lambda spec: spec.webhook is not None),
+    ("preemptible", False, lambda spec: spec.preemptible),
+    ("gpus", 1, lambda spec: spec.gpus != 1),
+    ("max_runtime_seconds", None, lambda spec: spec.max_runtime_seconds is not None),
+    ("from_job", None, lambda spec: spec.from_job is not None),
+    ("from_checkpoint", None, lambda spec: spec.from_checkpoint is not None),
+]
+
+GGUF_QUANTIZATIONS = ("f16", "bf16", "q8_0")
+
+
+def check_available(spec: JobSpec) -> list[Detail]:
+    details = [not_available(param, instead) for param, instead, asks in LATER if asks(spec)]
+    for place, export in enumerate(spec.exports):
+        if export.kind == "gguf" and export.quantization not in GGUF_QUANTIZATIONS:
+            param = f"exports[{place}].quantization"
+            message = f"{param}: {export.quantization} is not available in this version; use {', '.join(GGUF_QUANTIZATIONS)}."
+            details.append(Detail(param, message, "not_available"))
+    return details
+
+
+def not_available(param: str, instead: Any) -> Detail:
+    patch = instead
+    for name in reversed(param.split(".")):
+        patch = {name: patch}
+    return Detail(param, f"{param}: this is not available in this version; leave it out.", "not_available", patch)
+
+
+def check_combinations(spec: JobSpec) -> list[Detail]:
+    """Fields that are right by themselves and wrong together."""
+    seen: Counter[str] = Counter()
+    details = []
+    for place, export in enumerate(spec.exports):
+        name = f"{export.kind} {export.quantization}" if export.kind == "gguf" else export.kind
+        seen[name] += 1
+        if seen[name] > 1:
+            details.append(Detail(f"exports[{place}]", f"exports[{place}]: the export {name} is asked for twice."))
+    return details

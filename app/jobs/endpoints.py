@@ -1,0 +1,97 @@
+"""/v1/jobs: submit, look, stop, remove."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+
+from app.dependencies import BaseUrl, EngineDep, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.jobs import repository, schemas, service
+from app.jobs.presentation import present, present_all
+from app.jobs.spec import JobSpec
+from app.jobs.states import JobStatus
+from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
+from app.strictness import refuse_idempotency_key, refuse_unknown_query
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
+
+LABEL_QUERY = {
+    "name": "label.{key}",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Jobs whose label `key` has this value, as in `label.team=nlp`. May be given for several keys.",
+}
+
+
+def read_labels(request: Request) -> dict[str, str]:
+    return {name.removeprefix("label."): value for name, value in request.query_params.items() if name.startswith("label.")}
+
+
+@router.post("", status_code=201, dependencies=[Depends(refuse_idempotency_key)])
+def create_job(
+    spec: JobSpec, session: WriteSession, settings: SettingsDep, base_url: BaseUrl, response: Response
+) -> schemas.Job:
+    """Checks the whole spec and queues the job. 422 names every field that is wrong, and nothing is queued."""
+    job = service.create(session, settings, spec)
+    response.headers["location"] = f"{base_url}/v1/jobs/{job.id}"
+    return present(session, job, base_url)
+
+
+@router.get("", openapi_extra={"parameters": [LABEL_QUERY]})
+def list_jobs(
+    session: ReadSession,
+    base_url: BaseUrl,
+    labels: Annotated[dict[str, str], Depends(read_labels)],
+    limit: Limit = 20,
+    after: After = None,
+    status: JobStatus | None = None,
+    base_model: str | None = None,
+) -> Page[schemas.Job]:
+    """Newest first."""
+    limit = min(limit, MAX_LIMIT)
+    jobs = repository.page(session, limit=limit, after=after, status=status, base_model=base_model, labels=labels)
+    return make_page(present_all(session, jobs, base_url), limit)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, session: ReadSession, base_url: BaseUrl) -> schemas.Job:
+    return present(session, repository.get(session, job_id), base_url)
+
+
+@router.post("/{job_id}/cancel", status_code=202)
+def cancel_job(job_id: str, session: WriteSession, base_url: BaseUrl) -> schemas.Job:
+    """A waiting job ends at once, a running one within seconds; what it made so far stays. 409 when it has ended."""
+    return present(session, service.cancel(session, job_id), base_url)
+
+
+@router.delete("/{job_id}")
+def delete_job(
+    job_id: str, session: WriteSession, engine: EngineDep, storage: StorageDep, background: BackgroundTasks
+) -> schemas.DeletedJob:
+    """Removes the job and all that it made. 409 while it runs."""
+    hashes = service.delete(session, job_id)
+    background.add_task(service.remove_content, engine, storage, job_id, hashes)
+    return schemas.DeletedJob(id=job_id)
+
+
+LATER: dict[str, Any] = {"responses": {422: {"description": "Not available in this version."}}, "response_model": None}
+
+
+@router.post("/estimate", **LATER)
+def estimate_job() -> None:
+    raise service.not_available("Estimating a job")
+
+
+@router.post("/{job_id}/pause", **LATER)
+def pause_job(job_id: str) -> None:
+    raise service.not_available("Pausing a job")
+
+
+@router.post("/{job_id}/resume", **LATER)
+def resume_job(job_id: str) -> None:
+    raise service.not_available("Resuming a job")
+
+
+@router.post("/{job_id}/retry", **LATER)
+def retry_job(job_id: str) -> None:
+    raise service.not_available("Retrying a job")

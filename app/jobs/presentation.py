@@ -1,0 +1,102 @@
+"""Makes what the API shows of jobs from their rows."""
+
+from collections.abc import Sequence
+
+from sqlmodel import Session
+
+from app.artifacts import repository as artifacts
+from app.artifacts.schemas import Artifact
+from app.jobs import repository, schemas, stage_runs
+from app.jobs.spec import JobSpec, plan
+from app.jobs.states import JobStatus, Stage, StageStatus
+from app.models import Checkpoint, Event, Job, StageRun
+from app.storage import Storage
+
+
+def present(session: Session, job: Job, base_url: str) -> schemas.Job:
+    return present_all(session, [job], base_url)[0]
+
+
+def present_all(session: Session, jobs: Sequence[Job], base_url: str) -> list[schemas.Job]:
+    """Four queries, however many jobs."""
+    ids = [job.id for job in jobs]
+    runs = stage_runs.newest_by_stage(session, ids)
+    positions = stage_runs.queue_positions(session, ids)
+    files: dict[str, list[Artifact]] = {job_id: [] for job_id in ids}
+    for row, size in artifacts.list_of(session, ids):
+        files[row.job_id].append(Artifact.of(row, size, base_url))
+    return [show_job(job, runs.get(job.id, []), positions.get(job.id), files[job.id]) for job in jobs]
+
+
+def show_job(job: Job, runs: list[StageRun], position: int | None, files: list[Artifact]) -> schemas.Job:
+    return schemas.Job(
+        id=job.id,
+        name=job.name,
+        status=job.status,
+        stage=job.stage,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        cancel_requested_at=job.cancel_requested_at,
+        queue_position=position,
+        attempts=max((run.attempt for run in runs), default=1),
+        progress=schemas.Progress.model_validate(job.progress or {}),
+        data=schemas.Data.model_validate(job.data or {}),
+        metrics=schemas.Summary.model_validate(job.metrics or {}),
+        memory=schemas.Memory.model_validate(job.memory or {}),
+        stages=show_stages(job, runs),
+        error=job.error,
+        spec=job.spec,
+        labels=job.spec["labels"],
+        artifacts=files,
+    )
+
+
+def show_stages(job: Job, runs: list[StageRun]) -> list[schemas.StageAttempt]:
+    """Every stage that the spec needs: its newest attempt, or that its turn has not come, or never will."""
+    newest = {run.stage: run for run in runs}
+    unreached = StageStatus.CANCELLED if JobStatus(job.status).is_terminal else StageStatus.QUEUED
+    stages = plan(JobSpec.model_validate(job.spec))
+    return [
+        show_attempt(newest[stage]) if stage in newest else schemas.StageAttempt(name=stage, status=unreached)
+        for stage in stages
+    ]
+
+
+def show_attempt(run: StageRun) -> schemas.StageAttempt:
+    seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
+    return schemas.StageAttempt(
+        name=run.stage,
+        status=run.status,
+        attempt=run.attempt,
+        worker=run.worker_id,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        duration_seconds=seconds,
+        peak_host_bytes=run.peak_host_bytes,
+        peak_device_bytes=run.peak_device_bytes,
+        error=run.error,
+    )
+
+
+def show_event(event: Event) -> schemas.Event:
+    return schemas.Event(
+        id=event.id, job_id=event.job_id, type=event.type, message=event.message, data=event.data, created_at=event.created_at
+    )
+
+
+def load_checkpoints(session: Session, storage: Storage, job_id: str) -> list[schemas.Checkpoint]:
+    return [show_checkpoint(row, run, storage) for row, run in repository.checkpoints(session, job_id)]
+
+
+def show_checkpoint(row: Checkpoint, run: StageRun, storage: Storage) -> schemas.Checkpoint:
+    folder = storage.attempt_folder(row.job_id, Stage.TRAIN, run.attempt) / "out" / "checkpoints" / f"step-{row.step:06d}"
+    return schemas.Checkpoint(
+        id=row.id,
+        step=row.step,
+        attempt=run.attempt,
+        created_at=row.created_at,
+        metrics=row.metrics,
+        bytes=row.bytes,
+        resumable=folder.is_dir(),
+    )

@@ -1,0 +1,52 @@
+"""Everything that can be known to be wrong with a spec before it is queued."""
+
+from typing import Any
+
+from sqlmodel import Session
+
+from app.base_models import catalog
+from app.errors import Detail, InvalidSpec
+from app.files import repository as files
+from app.jobs.availability import check_available, check_combinations
+from app.jobs.spec import JobSpec
+from app.models import File
+from app.settings import Settings
+
+SHOWN_REFUSALS = 3
+
+
+def validate(session: Session, settings: Settings, spec: JobSpec) -> None:
+    """Raises one InvalidSpec with all that was found. The model comes first: no transaction is open while the hub answers."""
+    details = [*check_available(spec), *check_combinations(spec)]
+    if (problem := catalog.check(spec.base_model, spec.revision, settings)) is not None:
+        details.append(problem)
+    if spec.dataset.file is not None:
+        details += check_file(files.find(session, spec.dataset.file), spec)
+    if details:
+        raise InvalidSpec.of(details)
+
+
+def check_file(file: File | None, spec: JobSpec) -> list[Detail]:
+    """What is not known yet, because no worker has read the file, is decided by `prepare`."""
+    if file is None:
+        message = f"dataset.file: there is no file {spec.dataset.file!r}. POST /v1/files uploads one and answers its id."
+        return [Detail("dataset.file", message, "dataset_not_found")]
+    if file.status == "error":
+        return [Detail("dataset.file", f"dataset.file: the file cannot be read: {file.status_details}", "dataset_invalid")]
+    report = file.report
+    if report is None or spec.dataset.format not in ("auto", report["format"]):
+        return []
+    rows, refused = report["rows"], report["rows_refused"]
+    if rows <= refused:
+        message = f"dataset.file: none of its {rows} rows can be trained on. {describe_refusals(report)}"
+        return [Detail("dataset.file", message.rstrip(), "dataset_empty")]
+    if refused > spec.dataset.max_refused:
+        message = f"dataset.file: {refused} of {rows} rows are refused, dataset.max_refused is {spec.dataset.max_refused}. "
+        patch = {"dataset": {"max_refused": refused}}
+        return [Detail("dataset.file", message + describe_refusals(report), "dataset_invalid", patch)]
+    return []
+
+
+def describe_refusals(report: dict[str, Any]) -> str:
+    shown = report["refusals"][:SHOWN_REFUSALS]
+    return " ".join(f"Line {refusal['line']}: {refusal['reason'].rstrip('.')}." for refusal in shown)

@@ -1,0 +1,46 @@
+"""GET /v1/workers and GET /v1/queue."""
+
+from fastapi import APIRouter, Depends
+
+from app.dependencies import ReadSession, SettingsDep
+from app.jobs.states import Resource, StageStatus
+from app.models import StageRun
+from app.models import Worker as WorkerRow
+from app.pagination import Page, make_page
+from app.strictness import refuse_unknown_query
+from app.workers import repository
+from app.workers.schemas import CurrentStage, Queue, Worker
+
+router = APIRouter(prefix="/v1", tags=["workers"], dependencies=[Depends(refuse_unknown_query)])
+
+
+def show_worker(row: WorkerRow, run: StageRun | None, *, alive: bool) -> Worker:
+    stage = run and CurrentStage(
+        name=run.stage, attempt=run.attempt, job_id=run.job_id, file_id=run.file_id, started_at=run.started_at
+    )
+    return Worker(**row.model_dump(exclude={"stage_run_id"}), alive=alive, stage=stage)
+
+
+@router.get("/workers")
+def list_workers(session: ReadSession, settings: SettingsDep) -> Page[Worker]:
+    since = repository.alive_since(settings.lease_seconds)
+    return make_page([show_worker(row, run, alive=row.heartbeat_at >= since) for row, run in repository.page(session)])
+
+
+@router.get("/queue")
+def list_queues(session: ReadSession, settings: SettingsDep) -> Page[Queue]:
+    """For each resource what waits, what runs, and how many workers there are."""
+    counts = repository.count_runs(session)
+    queues = [queue for worker in repository.list_alive(session, settings.lease_seconds) for queue in worker.queues]
+    return make_page(
+        [
+            Queue(
+                resource=resource,
+                queued=counts.get((resource, StageStatus.QUEUED), (0, None))[0],
+                running=counts.get((resource, StageStatus.RUNNING), (0, None))[0],
+                workers=queues.count(resource),
+                oldest_created_at=counts.get((resource, StageStatus.QUEUED), (0, None))[1],
+            )
+            for resource in Resource
+        ]
+    )
