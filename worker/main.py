@@ -19,7 +19,8 @@ from worker.runner import Runner, StopRequest
 from worker.settings import read_worker_flags
 from worker.tasks import add_tasks
 
-QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+ALONE = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
+"""The workers' rows say who lives; messages among workers would only cost time."""
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     worker_ready.connect(make_ready(runner.stop, settings.queues), weak=False)
     heartbeat.start()
     try:
-        celery.worker_main(["worker", "--queues", ",".join(settings.queues), "--hostname", f"{worker.id}@%h", *QUIET])
+        celery.Worker(queues=settings.queues, hostname=f"{worker.id}@{worker.host}", quiet=True, **ALONE).start()
     finally:
         heartbeat.stop()
 

@@ -1,0 +1,110 @@
+"""A supervisor on a database of its own, with stages that each test scripts."""
+
+import hashlib
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from app.db import read_session, write_session
+from app.jobs import repository as jobs
+from app.jobs import stage_runs
+from app.jobs.spec import SPEC_VERSION, JobSpec
+from app.jobs.states import EventType, Resource, Stage
+from app.models import Blob, Event, File, Job, StageRun
+from app.settings import Settings
+from app.storage import Storage
+from worker.runner import Runner, work
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+class Supervised:
+    """What a test sees of the jobs that it submits."""
+
+    def __init__(self, engine: Engine, settings: Settings, scripts: Path):
+        self.engine, self.settings, self.scripts = engine, settings, scripts
+        self.storage = Storage(settings.root)
+        self.runner = self.make_runner("wrk_test")
+
+    def make_runner(self, worker_id: str) -> Runner:
+        return Runner(self.engine, self.settings, self.storage, worker_id)
+
+    def script(self, source: str) -> None:
+        (self.scripts / "script.py").write_text(textwrap.dedent(source))
+
+    def upload(self, content: bytes, filename: str = "data.jsonl") -> File:
+        sha256 = hashlib.sha256(content).hexdigest()
+        blob = self.storage.blob(sha256)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        with write_session(self.engine) as session:
+            session.merge(Blob(sha256=sha256, bytes=len(content)))
+            session.flush()
+            file = File(filename=filename, purpose="fine-tune", blob_sha256=sha256)
+            session.add(file)
+        return file
+
+    def inspect(self, file: File) -> None:
+        with write_session(self.engine) as session:
+            stage_runs.enqueue(session, file=file, stage=Stage.INSPECT)
+
+    def submit(self, **fields: Any) -> str:
+        fields = {"base_model": "m", "dataset": {"file": self.upload(b"{}\n").id}, "exports": [{"kind": "adapter"}]} | fields
+        spec = JobSpec.model_validate(fields)
+        with write_session(self.engine) as session:
+            job = Job(base_model=spec.base_model, spec=spec.model_dump(mode="json"), spec_version=SPEC_VERSION)
+            session.add(job)
+            jobs.record_event(session, job, EventType.JOB_QUEUED, "queued")
+            stage_runs.enqueue(session, job=job, stage=Stage.PREPARE)
+        return job.id
+
+    def work(self, *resources: Resource) -> None:
+        """Works as a worker for each resource in turn, until neither has anything left."""
+        resources = resources or (Resource.CPU, Resource.GPU)
+        while self.waiting() & set(resources):
+            for resource in resources:
+                work(self.runner, resource)
+
+    @contextmanager
+    def working(self, resource: Resource = Resource.CPU) -> Iterator[threading.Thread]:
+        """Works in the background; waits at the end until nothing is left."""
+        thread = threading.Thread(target=work, args=[self.runner, resource])
+        thread.start()
+        yield thread
+        thread.join(30)
+        assert not thread.is_alive()
+
+    def waiting(self) -> set[Resource]:
+        with read_session(self.engine) as session:
+            return set(stage_runs.waiting(session))
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        with read_session(self.engine) as session:
+            yield session
+
+    def job(self, job_id: str) -> Job:
+        with read_session(self.engine) as session:
+            return jobs.get(session, job_id)
+
+    def runs(self, job_id: str) -> list[StageRun]:
+        with read_session(self.engine) as session:
+            return stage_runs.attempts(session, job_id)
+
+    def events(self, job_id: str) -> list[Event]:
+        with read_session(self.engine) as session:
+            return list(session.exec(select(Event).where(Event.job_id == job_id).order_by(col(Event.number))))
