@@ -65,7 +65,13 @@ def show_live(client: Client, looks: Iterator[Look], console: Console) -> dict[s
                 display.event(console, event)
             numbers = job["progress"] or {}
             description = display.progress(job, last_loss(client, job)) or job["status"]
-            bar.update(task, description=description, completed=numbers.get("step") or 0, total=numbers.get("total_steps"))
+            bar.update(
+                task,
+                description=description,
+                completed=numbers.get("step") or 0,
+                total=numbers.get("total_steps"),
+                refresh=True,
+            )
     return job
 
 

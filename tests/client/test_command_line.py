@@ -1,11 +1,14 @@
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from client import cli
 from client.api import ApiError, Client
+from client.follow import follow
 
 JOB = {
     "id": "job_1", "name": None, "status": "running", "stage": "train", "queue_position": None, "error": None, "artifacts": [],
@@ -74,6 +77,19 @@ def test_follow_prints_events_and_progress_and_ends_well(service, tmp_path, monk
     assert printed.count("message 1") == printed.count("message 2") == 1
     assert "train  3/12  loss 0.910  640 tokens/s  0:01:30 left" in printed
     assert "job_1 succeeded" in printed
+
+
+def test_follow_on_a_terminal_moves_a_bar_and_leaves_the_events(service):
+    jobs = [(200, JOB), (200, JOB | {"status": "succeeded"})]
+    events = [(200, page(event(1, "job.started"))), (200, page())]
+    paths = {"/v1/jobs/job_1": jobs, "/v1/jobs/job_1/events": events, "/v1/jobs/job_1/metrics": [(200, page(POINT))]}
+    service.answers |= paths
+    screen = io.StringIO()
+    with Client(service.url) as client:
+        job = follow(client, "job_1", Console(file=screen, force_terminal=True, width=120))
+    assert job["status"] == "succeeded"
+    for text in ("message 1", "━", "3/12", "loss 0.910", "job_1 succeeded"):
+        assert text in screen.getvalue()
 
 
 def test_follow_sits_out_a_restart_of_the_service(service, tmp_path, monkeypatch):
