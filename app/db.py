@@ -62,7 +62,7 @@ def read_session(engine: Engine) -> Iterator[Session]:
 
 def migration_config(connection: Connection) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("script_location", migrations.__path__[0])
     config.attributes["connection"] = connection
     return config
 

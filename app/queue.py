@@ -35,7 +35,7 @@ def make_queue(broker_url: str) -> Celery:
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
-        broker_transport_options={"socket_connect_timeout": 2, "socket_keepalive": True, "max_retries": 1},
+        broker_transport_options={"socket_connect_timeout": 2, "socket_keepalive": True, "max_retries": 1, "interval_start": 0},
     )
     return celery
 
