@@ -14,7 +14,7 @@ import numpy as np
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-F32, Q4_1, Q8_0 = 0, 3, 8
+F32, F16, Q4_1, Q8_0, BF16 = 0, 1, 3, 8, 30
 BLOCK = 32
 CHUNK_BLOCKS = 8192
 """Blocks turned into weights at a time, so that the intermediate arrays stay in the processor's cache."""
@@ -82,7 +82,8 @@ class Reader:
 
 def count_bytes(shape: tuple[int, ...], kind: int) -> int:
     weights = int(np.prod(shape))
-    return {F32: 4 * weights, Q4_1: weights // BLOCK * 20, Q8_0: weights // BLOCK * 34}[kind]
+    sizes = {F32: 4 * weights, F16: 2 * weights, BF16: 2 * weights, Q4_1: weights // BLOCK * 20, Q8_0: weights // BLOCK * 34}
+    return sizes[kind]
 
 
 def to_bfloat16(tensor: Tensor) -> np.ndarray:

@@ -129,8 +129,8 @@ class Choice(NamedTuple):
 def choose(found: Survey, *, max_samples: int | None, validation_fraction: float) -> Choice:
     """The rows with the lowest digests: held-out rows first, then training rows.
 
-    So the choice hangs on the content and the survey's seed alone, and equal rows never lie on both sides. The fraction is of the
-    rows asked for; held-out rows are taken beside them as long as there are any.
+    So the choice hangs on the content and the survey's seed alone, and equal rows never lie on both sides. The fraction is of
+    the rows asked for; held-out rows are taken beside them as long as there are any.
     """
     keys = found.keys()
     order = np.lexsort((keys[:, 1], keys[:, 0]))

@@ -1,6 +1,7 @@
 """The forms that a row may have: each a module of `DESCRIPTION`, `matches(fields)` and `normalise(fields)`, and a line here.
 
-`normalise` gives a Sample or raises RowRefused. Whatever the form, a Sample is a conversation or a text; nothing later asks more.
+`normalise` gives a Sample or raises RowRefused. Whatever the form, a Sample is a conversation or a text; nothing later asks
+more.
 """
 
 import hashlib
