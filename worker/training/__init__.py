@@ -1,0 +1,56 @@
+"""Training engines, by name. An engine is a module with one function, `train(run: Run) -> Trained`.
+
+A Run is settled: nothing in its spec's `training` is `auto` any more. The engine loads the base, attaches the adapter, trains
+it over the plan, reports as it goes, writes checkpoints and leaves the adapter in `run.out / "adapter"`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.jobs.spec import JobSpec
+from worker.stages import Report
+
+if TYPE_CHECKING:
+    from worker.data.plan import Plan
+    from worker.training.checkpoints import Checkpoint
+    from worker.training.device import Device
+
+ENGINES: dict[str, str] = {"trl": "worker.training.trl_engine"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    spec: JobSpec
+    device: "Device"
+    base: Path
+    """The base model's folder."""
+    base_revision: str
+    plan: "Plan"
+    validation: "Plan | None"
+    samples: list[dict[str, Any]]
+    """Held-out prompts to answer before and after: {"prompt_ids", "prompt", "reference", "stop_token_ids"}."""
+    total_steps: int
+    warmup_steps: int
+    out: Path
+    identity: dict[str, Any]
+    """A checkpoint is resumed by runs of an equal identity only."""
+    environment: dict[str, Any]
+    """Noted in checkpoints for whoever looks for a difference: versions and device."""
+    resume: "Checkpoint | None"
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """`train_seconds`, `train_loss` and the token counts cover every attempt of the run, not only the last."""
+
+    steps: int
+    train_seconds: float
+    train_loss: float
+    final_loss: float
+    eval_loss_base: float | None
+    eval_loss: float | None
+    samples: dict[str, Any] | None
+    trainable_parameters: int
+    attention: str

@@ -1,0 +1,114 @@
+"""A tiny random Llama, a plan of random documents, and the train stage over them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from app.jobs.spec import JobSpec
+from worker.data.plan import Document, write_plan
+from worker.stages import Inputs, Outcome, Report
+from worker.stages.train import run
+
+VOCABULARY = 300
+STOP = 256
+
+
+def save_base(folder: Path, **options: Any) -> Path:
+    """A Llama of two layers in bf16, with a tokenizer of single bytes."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 256}
+    model = LlamaForCausalLM(LlamaConfig(**sizes | options))
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_only = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only, eos_token="<stop>", pad_token="<pad>")
+    assert tokenizer.eos_token_id == STOP
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_documents(count: int, *, seed: int = 0, longest: int = 40) -> list[Document]:
+    """Documents that repeat themselves, so that there is something to learn, and of which a random part is trained."""
+    numbers = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        length = int(numbers.integers(4, longest))
+        ids = np.tile(numbers.integers(0, 256, 4), length // 4 + 1)[:length]
+        trained = np.arange(length) >= int(numbers.integers(1, length))
+        documents.append(Document(ids, trained))
+    return documents
+
+
+def save_plan(folder: Path, documents: list[Document], *, max_seq_length: int = 64, packing: bool = True) -> Path:
+    write_plan(folder, documents, max_seq_length=max_seq_length, packing=packing, seed=7)
+    return folder
+
+
+def make_spec(**training: Any) -> JobSpec:
+    settings = {"max_seq_length": 64, "learning_rate": 5e-3, "max_steps": 4, "warmup_steps": 0} | training
+    return JobSpec.model_validate({"base_model": "tiny", "dataset": {"file": "file-1"}, "training": settings})
+
+
+def make_inputs(folder: Path, *, documents: int = 60, validation: bool = False, earlier: list[Path] | None = None) -> Inputs:
+    """Inputs over `folder`: the base is saved as models/tiny, the plan is written, unless they are there."""
+    prepared = folder / "prepared"
+    if not prepared.exists():
+        save_base(folder / "models" / "tiny")
+        save_plan(prepared / "plan", random_documents(documents))
+        if validation:
+            save_plan(prepared / "validation", random_documents(9, seed=1))
+    return Inputs(
+        cache_dir=folder / "cache",
+        models_dir=folder / "models",
+        converter_dir=folder / "converter",
+        title="tiny",
+        folders={"prepare": prepared},
+        values={"prepare": {"base_model": {"revision": None}, "validation": validation}},
+        earlier=earlier or [],
+    )
+
+
+def events(attempt: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (attempt / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def losses(attempt: Path) -> dict[int, float]:
+    """By step."""
+    return {point["step"]: point["loss"] for event in events(attempt, "metrics") for point in event["points"]}
+
+
+def run_here(spec: JobSpec, inputs: Inputs, attempt: Path) -> Outcome:
+    """The stage in this process."""
+    (attempt / "out").mkdir(parents=True)
+    return run(spec, inputs, attempt / "out", Report(attempt / "events.jsonl"))
+
+
+def start(spec: JobSpec, inputs: Inputs, attempt: Path) -> subprocess.Popen:
+    """The stage as the supervisor starts it."""
+    attempt.mkdir(parents=True)
+    request = {"stage": "train", "spec": spec.model_dump(mode="json"), "inputs": inputs.to_json()}
+    (attempt / "input.json").write_text(json.dumps(request))
+    log = (attempt / "log.txt").open("w")
+    command = [sys.executable, "-m", "worker.stages", str(attempt)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen, attempt: Path) -> dict[str, Any]:
+    """The stage's result."""
+    process.wait(timeout=200)
+    assert (attempt / "result.json").exists(), (attempt / "log.txt").read_text()[-3000:]
+    return json.loads((attempt / "result.json").read_text())

@@ -1,0 +1,141 @@
+"""Trains an adapter on the packed plan: on the GPU if there is one, from the last whole checkpoint if there is one."""
+
+import importlib
+import json
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from app.jobs.spec import JobSpec, count_steps, count_warmup, merged
+from app.jobs.states import FailureCode, Stage
+from worker.data import base_models
+from worker.data.base_models import BaseModel
+from worker.data.plan import Plan
+from worker.stages import Inputs, Outcome, OutputFile, Report, StageFailure
+from worker.training import ENGINES, Run, Trained, checkpoints
+from worker.training.device import Device, open_device
+from worker.training.precision import choose
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+MAY_CHANGE = {"batch_size", "gradient_accumulation", "memory", "oom_ladder"}
+"""Settings that an attempt may change and still go on from a checkpoint; the rows of a step stay the same."""
+
+
+def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
+    """StageFailure invalid_spec, not_available, dataset_empty, model_*, hub_*, out_of_memory, nan_loss; StageStopped."""
+    refuse_unavailable(spec)
+    plan = open_plan(inputs)
+    device = open_device(inputs.device_memory_bytes)
+    settled = settle(spec, device)
+    report("resolved", spec={"training": settled.training.model_dump(include={"precision", "memory", "optimizer", "engine"})})
+    places = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
+    revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
+    base = base_models.fetch(spec.base_model, revision, **places, token=inputs.secrets.get("hub_token"), report=report)
+    ready = make_run(settled, inputs, device, base, plan, out, report)
+    report("progress", message="Loading the libraries")
+    trained: Trained = importlib.import_module(ENGINES[settled.training.engine]).train(ready)
+    report("summary", train_loss=trained.train_loss, eval_loss_base=trained.eval_loss_base, eval_loss=trained.eval_loss)
+    return Outcome(values_of(ready, trained), list_files(spec, out))
+
+
+def refuse_unavailable(spec: JobSpec) -> None:
+    if spec.lora.modules_to_save:
+        message = "lora.modules_to_save is not available yet. Leave it empty."
+        patch = {"lora": {"modules_to_save": []}}
+        raise StageFailure(FailureCode.NOT_AVAILABLE, message, param="lora.modules_to_save", patch=patch)
+
+
+def open_plan(inputs: Inputs) -> Plan:
+    plan = Plan.open(inputs.folders[Stage.PREPARE] / "plan")
+    if not plan.facts["trained_tokens"]:
+        message = "The data set has no token to train on. Check that its conversations have answers."
+        raise StageFailure(FailureCode.DATASET_EMPTY, message, param="dataset")
+    return plan
+
+
+def settle(spec: JobSpec, device: Device) -> JobSpec:
+    """The spec without an `auto` in training."""
+    asked = spec.training
+    settled = {
+        "precision": choose(asked.precision, device.capability),
+        "memory": ("balanced" if device.is_cuda else "speed") if asked.memory == "auto" else asked.memory,
+        "optimizer": "adamw" if asked.optimizer == "auto" else asked.optimizer,
+        "engine": "trl" if asked.engine == "auto" else asked.engine,
+    }
+    return JobSpec.model_validate(merged(spec.model_dump(), {"training": settled}))
+
+
+def make_run(spec: JobSpec, inputs: Inputs, device: Device, base: BaseModel, plan: Plan, out: Path, report: Report) -> Run:
+    identity = identify(spec, base, plan)
+    total_steps = count_steps(plan.rows, spec.training)
+    validation, samples = open_validation(spec, inputs)
+    return Run(
+        spec=spec,
+        device=device,
+        base=base.path,
+        base_revision=base.revision,
+        plan=plan,
+        validation=validation,
+        samples=samples,
+        total_steps=total_steps,
+        warmup_steps=count_warmup(total_steps, spec.training),
+        out=out,
+        identity=identity,
+        environment={"device": device.name, "versions": versions()},
+        resume=checkpoints.newest(inputs.earlier, identity, report),
+        report=report,
+    )
+
+
+def identify(spec: JobSpec, base: BaseModel, plan: Plan) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON."""
+    training = spec.training
+    return {
+        "data": plan.facts["sha256"],
+        "base_model": spec.base_model,
+        "revision": base.revision,
+        "quantization": spec.quantization,
+        "lora": spec.lora.model_dump(),
+        "rows_per_step": training.batch_size * training.gradient_accumulation,
+        **training.model_dump(exclude=MAY_CHANGE),
+    }
+
+
+def open_validation(spec: JobSpec, inputs: Inputs) -> tuple[Plan | None, list[dict[str, Any]]]:
+    """The held-out rows, and as many held-out prompts as the spec asks for."""
+    if not inputs.values[Stage.PREPARE].get("validation"):
+        return None, []
+    folder = inputs.folders[Stage.PREPARE] / "validation"
+    prompts = folder / "samples.jsonl"
+    if not prompts.exists():
+        return Plan.open(folder), []
+    with prompts.open(encoding="utf-8") as lines:
+        return Plan.open(folder), [json.loads(line) for line in islice(lines, spec.evaluation.samples)]
+
+
+def versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
+
+
+def values_of(run: Run, trained: Trained) -> dict[str, Any]:
+    return {
+        "adapter": "adapter",
+        "train_seconds": round(trained.train_seconds, 3),
+        "steps": trained.steps,
+        "total_steps": run.total_steps,
+        "final_loss": trained.final_loss,
+        "samples": trained.samples,
+        "trainable_parameters": trained.trainable_parameters,
+        "precision": run.spec.training.precision,
+        "attention": trained.attention,
+        "resumed_from_step": run.resume.step if run.resume else None,
+        "versions": run.environment["versions"],
+    }
+
+
+def list_files(spec: JobSpec, out: Path) -> list[OutputFile]:
+    if not spec.exports_of("adapter"):
+        return []
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    return [OutputFile.of(out, out / "adapter" / name, name=f"adapter/{name}", kind="adapter") for name in names]

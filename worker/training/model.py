@@ -1,0 +1,153 @@
+"""The base model as a device holds it, and the adapter on top."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+
+from app.jobs.spec import JobSpec
+from app.jobs.states import FailureCode
+from worker.stages import StageFailure
+from worker.training.device import Device
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ADAPTER_FILE = "adapter_model.safetensors"
+ATTENTION = "sdpa"
+
+
+def load_base(folder: Path, spec: JobSpec, device: Device) -> PreTrainedModel:
+    """The frozen base, each weight quantised as it arrives on the device.
+
+    Its other weights are in the compute format, not in fp32 as peft's prepare_model_for_kbit_training would have them: that
+    costs a gigabyte for a vocabulary of 128k and buys nothing, as normalisation and the loss compute in fp32 anyway.
+    """
+    dtype = DTYPES[spec.training.precision]
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device.torch},
+            quantization_config=quantization(spec.quantization, dtype),
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except ValueError as problem:
+        raise unsupported(spec, "transformers cannot load it for training; the stage's log says why") from problem
+    if found["missing_keys"] or found["mismatched_keys"]:
+        raise unsupported(spec, "its files lack some of the architecture's weights")
+    for weight in model.parameters():
+        if getattr(weight, "quant_state", None) is not None:
+            weight.quant_state.dtype = dtype  # what the backward pass dequantises to, else the checkpoint file's own
+    model.requires_grad_(False)
+    # Its own may sample or penalise repetition, which would decide the held-out answers.
+    model.generation_config = GenerationConfig(do_sample=False)
+    if spec.training.memory != "speed":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if kind == "none":
+        return None
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def unsupported(spec: JobSpec, reason: str) -> StageFailure:
+    message = f"{spec.base_model} cannot be trained here: {reason}. Choose another base model."
+    return StageFailure(FailureCode.MODEL_UNSUPPORTED, message, param="base_model")
+
+
+def attach_adapter(model: PreTrainedModel, spec: JobSpec, revision: str) -> PeftModel:
+    """A fresh LoRA adapter, seeded by training.seed, fp32. StageFailure when target_modules names no layer."""
+    lora = spec.lora
+    torch.manual_seed(spec.training.seed)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_rslora=lora.variant == "rslora",
+        use_dora=lora.variant == "dora",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as problem:
+        raise StageFailure(
+            FailureCode.INVALID_SPEC,
+            f"lora.target_modules does not fit {spec.base_model}. Name its linear layers, such as q_proj, or all-linear.",
+            param="lora.target_modules",
+            patch={"lora": {"target_modules": "all-linear"}},
+        ) from problem
+    if any(weight.requires_grad for weight in adapted.get_output_embeddings().parameters()):
+        raise StageFailure(
+            FailureCode.NOT_AVAILABLE,
+            "An adapter on the output head is not available yet. Leave it out of lora.target_modules.",
+            param="lora.target_modules",
+            patch={"lora": {"target_modules": "all-linear"}},
+        )
+    # The published config names the base as the user did, and in an order that does not change from run to run.
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path, config.revision = spec.base_model, revision
+    config.target_modules = sorted(config.target_modules)
+    return adapted
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """adapter_model.safetensors in fp32 and adapter_config.json, readable by everybody: safetensors makes files 0600."""
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: tensor.float().contiguous().cpu() for name, tensor in tensors.items()}, folder / ADAPTER_FILE)
+    (folder / ADAPTER_FILE).chmod(0o644)
+    model.peft_config["default"].save_pretrained(folder)
+
+
+def load_adapter(model: PeftModel, folder: Path) -> None:
+    set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
+
+
+def last_hidden(model: PeftModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """[batch, tokens, width] after the final norm. Positions that start again at 0 start a document that sees only itself:
+    transformers makes the block mask from them, but only when there is no cache and no other mask."""
+    backbone = model.get_base_model().base_model
+    return backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
+def autocast(precision: str, device: Device) -> AbstractContextManager:
+    """Computes in the run's format although the adapters are fp32."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.torch.type, dtype=DTYPES[precision])
+
+
+@contextmanager
+def evaluating(model: PeftModel, precision: str, device: Device, *, adapter: bool) -> Iterator[None]:
+    """No dropout, no gradients, with the adapter or as if it were not there."""
+    model.eval()
+    for module in model.modules():
+        # In eval mode bitsandbytes repacks a 4-bit weight for a coarser product on some CPUs, and training would go on with it.
+        if type(module).__module__.startswith("bitsandbytes"):
+            module.training = True
+    with torch.no_grad(), autocast(precision, device), nullcontext() if adapter else model.disable_adapter():
+        yield
+    model.train()
+
+
+def check_head(model: PeftModel, spec: JobSpec, device: Device) -> None:
+    """StageFailure unless the logits are the last hidden state times the head's weight, nothing else: that is what the loss
+    computes. A model that scales, caps or shifts them would train on the wrong numbers."""
+    ids = torch.arange(16, device=device.torch)[None]
+    with evaluating(model, spec.training.precision, device, adapter=True):
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        found = (last_hidden(model, ids, ids) @ model.get_output_embeddings().weight.T).float()
+    if not torch.allclose(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
+        raise unsupported(spec, "its logits are more than a product with its output head, which is not available yet")

@@ -1,0 +1,243 @@
+"""The engine on transformers, trl and peft: SFTTrainer's loop over our plan, with our loss and our checkpoints.
+
+SFTTrainer keeps the loop: accumulation, mixed precision, clipping, optimizer, schedule and their order. Ours are the data
+(tokenised, packed and ordered before), the loss (it needs less memory) and what is written to disk (complete or absent).
+"""
+
+import json
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
+from trl import SFTConfig, SFTTrainer
+
+from worker.stages import StageStopped
+from worker.training import Run, Trained, checkpoints, evaluation, failures
+from worker.training.batches import Batch, PlanRows, RowOrder, collate, count_rows
+from worker.training.loss import summed_cross_entropy
+from worker.training.model import (
+    ATTENTION,
+    attach_adapter,
+    autocast,
+    check_head,
+    last_hidden,
+    load_adapter,
+    load_base,
+    save_adapter,
+)
+from worker.training.progress import Counters, Progress
+
+SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+COUNTERS = "counters.json"
+
+
+def train(run: Run) -> Trained:
+    """StageFailure out_of_memory, nan_loss, model_unsupported, invalid_spec; StageStopped once a checkpoint is written."""
+    loaded = False
+    try:
+        run.report("progress", message="Loading the base model")
+        model = attach_adapter(load_base(run.base, run.spec, run.device), run.spec, run.base_revision)
+        check_head(model, run.spec, run.device)
+        loaded = True
+        return train_adapter(run, model)
+    except Exception as problem:
+        if not failures.is_out_of_memory(problem):
+            raise
+        raise failures.out_of_memory(run.spec, run.device.name, training=loaded) from problem
+
+
+def train_adapter(run: Run, model: PeftModel) -> Trained:
+    tokenizer = AutoTokenizer.from_pretrained(run.base, local_files_only=True, trust_remote_code=False)
+    counters = Counters()
+    if run.resume:
+        counters = Counters(**json.loads((run.resume.path / COUNTERS).read_text()))
+    else:
+        counters.eval_loss_base, counters.answers_before = measure(run, model, tokenizer, adapter=False)
+    trainer = PlanTrainer(run, model, tokenizer, counters)
+    with run.report.holding_stop():
+        trainer.train(resume_from_checkpoint=str(run.resume.path) if run.resume else None)
+        if run.report.stop_requested:
+            trainer.save_unless_saved()
+            raise StageStopped
+    trainer.progress.count_seconds()
+    trainer.progress.report_memory()
+    (run.out / "adapter").mkdir()
+    save_adapter(model, run.out / "adapter")
+    eval_loss, answers_after = measure(run, model, tokenizer, adapter=True)
+    return Trained(
+        steps=counters.step,
+        train_seconds=counters.train_seconds,
+        train_loss=counters.train_loss,
+        final_loss=counters.last_loss,
+        eval_loss_base=counters.eval_loss_base,
+        eval_loss=eval_loss,
+        samples=evaluation.compare(run.samples, counters.answers_before or [], answers_after) if run.samples else None,
+        trainable_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        attention=ATTENTION,
+    )
+
+
+def measure(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, adapter: bool) -> tuple[float | None, list[str]]:
+    """The held-out loss, None without validation rows, and the answers to the samples."""
+    which = "trained" if adapter else "base"
+    options: dict[str, Any] = {"precision": run.spec.training.precision, "device": run.device, "adapter": adapter}
+    loss, answers = None, []
+    if run.validation:
+        run.report("progress", message=f"Measuring the held-out loss of the {which} model")
+        loss = evaluation.held_out_loss(model, run.validation, batch_size=run.spec.training.batch_size, **options)
+    if run.samples:
+        run.report("progress", message=f"Answering {len(run.samples)} held-out prompts with the {which} model")
+        answers = evaluation.answer(model, tokenizer, run.samples, **options)
+    return loss, answers
+
+
+class PlanTrainer(SFTTrainer):
+    """SFTTrainer whose rows, loss and checkpoints are ours."""
+
+    def __init__(self, run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase, counters: Counters):
+        self.run = run
+        self.progress = Progress(counters, run)
+        self.saved_step = counters.step
+        self._head = model.get_output_embeddings().weight
+        super().__init__(
+            model=model,
+            args=arguments(run),
+            train_dataset=Dataset.from_dict(
+                {"row": range(run.plan.rows)}
+            ),  # SFTTrainer wants one; get_train_dataloader decides
+            data_collator=collate,
+            processing_class=tokenizer,
+            callbacks=[StepCallback(self)],
+        )
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the window's tokens, so not by its micro-batches again
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()  # trl rounds the adapters of a quantised model to bf16
+
+    def get_train_dataloader(self) -> DataLoader:
+        training, plan = self.run.spec.training, self.run.plan
+        order = RowOrder(plan, training.batch_size, count_rows(plan.rows, training))
+        return DataLoader(PlanRows(plan), batch_sampler=order, collate_fn=collate, pin_memory=self.run.device.is_cuda)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], int]:
+        """The micro-batches of one step, and the trained tokens that their losses are divided by."""
+        window = list(islice(epoch_iterator, num_batches))
+        trained_tokens = sum(len(batch["targets"]) for batch in window)
+        self.progress.window_started(
+            rows=sum(batch["rows"] for batch in window),
+            tokens=sum(batch["tokens"] for batch in window),
+            trained_tokens=trained_tokens,
+        )
+        return window, trained_tokens
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        with autocast(self.run.spec.training.precision, self.run.device):
+            hidden = last_hidden(self.model, inputs["input_ids"], inputs["position_ids"])
+            chosen = hidden.flatten(0, 1).index_select(0, inputs["sources"])
+            loss = summed_cross_entropy(chosen, self._head, inputs["targets"]) / max(1, num_items_in_batch)
+        self.progress.meter.sample()
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        self.state.log_history.clear()  # it would grow into every checkpoint
+        if "loss" in logs:
+            every = self.run.spec.evaluation.every_steps
+            due = bool(self.run.validation and every and self.state.global_step % every == 0)
+            self.progress.step_done(
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                grad_norm=logs["grad_norm"],
+                evaluate=self._held_out_loss if due else None,
+            )
+
+    def _held_out_loss(self) -> float:
+        training = self.run.spec.training
+        options: dict[str, Any] = {"batch_size": training.batch_size, "precision": training.precision}
+        return evaluation.held_out_loss(self.model, self.run.validation, **options, device=self.run.device, adapter=True)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # its count walks over every parameter in each micro-step and nobody reads it
+
+    def save_unless_saved(self) -> None:
+        if self.saved_step != self.state.global_step:
+            self._save_checkpoint(self.model, None)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run, step = self.run, self.state.global_step
+        self.progress.count_seconds()
+        folder = run.out / "checkpoints"
+        saved = checkpoints.write(folder, step, self._fill, identity=run.identity, environment=run.environment)
+        checkpoints.prune(folder, run.spec.checkpoints.keep)
+        self.saved_step = step
+        run.report("checkpoint", step=step, bytes=saved.bytes, metrics=self.progress.last_metrics)
+
+    def _fill(self, folder: Path) -> None:
+        """The files that Trainer reads on resume, none of which needs a pickle to be trusted."""
+        save_adapter(self.model, folder)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+        (folder / COUNTERS).write_text(json.dumps(asdict(self.progress.counters)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_adapter(self.model, Path(resume_from_checkpoint))
+
+
+class StepCallback(TrainerCallback):
+    """Decides after each step whether to save and whether to go on."""
+
+    def __init__(self, trainer: PlanTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer.progress.start()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        run = self._trainer.run
+        every = run.spec.checkpoints.every_steps
+        stop = run.report.stop_requested
+        control.should_save = stop or bool(every and state.global_step % every == 0)
+        control.should_training_stop = control.should_training_stop or stop
+
+
+def arguments(run: Run) -> SFTConfig:
+    """SFTTrainer's settings. Its bf16 flag stays off: it only wraps model.forward in autocast, which our loss does not call."""
+    training, on_gpu = run.spec.training, run.device.is_cuda
+    fp16 = training.precision == "fp16"
+    # A fused step hides from accelerate that fp16 skipped it, and the learning rate would move on.
+    adamw = "adamw_torch_fused" if on_gpu and not fp16 else "adamw_torch"
+    return SFTConfig(
+        output_dir=str(run.out / "checkpoints"),
+        max_steps=run.total_steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=SCHEDULERS[training.scheduler],
+        warmup_steps=run.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=adamw if training.optimizer == "adamw" else "adamw_8bit",
+        seed=training.seed,
+        fp16=fp16,
+        bf16=False,
+        use_cpu=not on_gpu,
+        gradient_checkpointing=False,  # load_base does it; done here, it makes the embeddings' output need a gradient
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it reads every micro-step's loss, and hides the ones that are no number
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["targets"],
+        average_tokens_across_devices=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
