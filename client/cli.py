@@ -252,7 +252,7 @@ def workers(
 ) -> None:
     """List the workers that are alive."""
     with connect(url) as client:
-        data = [worker for worker in client.workers() if host in (None, worker["host"])]
+        data = [worker for worker in client.workers() if worker["alive"] and host in (None, worker["host"])]
     print_json(data) if as_json else display.workers(Console(), data)
     if host and not data:
         raise typer.Exit(1)

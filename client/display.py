@@ -95,11 +95,17 @@ def workers(console: Console, data: list[dict[str, Any]]) -> None:
             (worker["device"] or {}).get("name"),
             worker["host"],
             worker["pid"],
-            worker["stage"],
+            task(worker),
         ]
         for worker in data
     ]
-    table(console, ["WORKER", "QUEUES", "DEVICE", "HOST", "PID", "STAGE"], rows, empty="No worker is alive.")
+    table(console, ["WORKER", "QUEUES", "DEVICE", "HOST", "PID", "WORKS ON"], rows, empty="No worker is alive.")
+
+
+def task(worker: dict[str, Any]) -> str | None:
+    """`train of job_…`"""
+    stage = worker["stage"]
+    return stage and f"{stage['name']} of {stage['job_id'] or stage['file_id']}"
 
 
 def event(console: Console, data: dict[str, Any]) -> None:

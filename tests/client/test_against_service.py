@@ -1,0 +1,105 @@
+"""The command line against the real API, which has no workers here: jobs wait."""
+
+import json
+import sys
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from app.main import create_app
+from client import cli
+
+
+@pytest.fixture
+def tunesmith(settings, monkeypatch, capsys):
+    """Runs one command line; returns its exit code, output and errors."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    monkeypatch.setenv("TUNESMITH_URL", f"http://127.0.0.1:{port}")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tunesmith", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return exit_.value.code or 0, printed.out, printed.err
+
+    yield run
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.fixture
+def spec(tmp_path):
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps({"name": "a try", "base_model": "smollm2-135m-instruct", "dataset": {"file": "rows.jsonl"}}))
+    return path
+
+
+def test_submit_uploads_the_file_beside_the_job_and_the_job_waits(tunesmith, spec):
+    code, output, errors = tunesmith("submit", spec)
+    job_id = output.strip()
+    assert (code, job_id[:4]) == (0, "job_")
+    assert "Uploading" in errors
+    code, output, _ = tunesmith("show", job_id, "--json")
+    job = json.loads(output)
+    assert (job["status"], job["name"]) == ("queued", "a try")
+    _, output, _ = tunesmith("files")
+    assert output.split("\t")[0] == job["spec"]["dataset"]["file"]
+    _, output, _ = tunesmith("jobs", "--status", "queued")
+    assert output.startswith(job_id)
+    _, output, _ = tunesmith("show", job_id)
+    assert "waiting for a worker, place" in output
+    assert "prepare" in output
+
+
+def test_cancelled_job_is_followed_to_its_end_and_deleted(tunesmith, spec):
+    job_id = tunesmith("submit", spec)[1].strip()
+    assert tunesmith("cancel", job_id)[0] == 0
+    code, output, _ = tunesmith("show", job_id, "--follow")
+    assert code == 1
+    assert "job.queued" in output
+    assert f"{job_id} cancelled" in output
+    assert tunesmith("delete", job_id)[0] == 0
+    code, _, errors = tunesmith("show", job_id)
+    assert code == 1
+    assert job_id in errors
+
+
+def test_refused_spec_names_every_field(tunesmith, spec):
+    data = json.loads(spec.read_text())
+    spec.write_text(json.dumps(data | {"base_modl": "x", "training": {"max_steps": 0}}))
+    code, _, errors = tunesmith("submit", spec)
+    assert code == 1
+    assert "base_modl" in errors
+    assert "training.max_steps" in errors
+
+
+def test_upload_and_report_of_a_file_that_no_worker_has_read(tunesmith, spec):
+    code, output, _ = tunesmith("files", "upload", spec.with_name("rows.jsonl"))
+    assert (code, output[:5]) == (0, "file-")
+    code, output, _ = tunesmith("files", "report", output.strip())
+    assert code == 0
+    assert "No worker has read the file yet" in output
+
+
+def test_job_without_artifacts_has_nothing_to_download(tunesmith, spec, tmp_path):
+    job_id = tunesmith("submit", spec)[1].strip()
+    code, _, errors = tunesmith("download", job_id, "--to", tmp_path / "out")
+    assert code == 1
+    assert "no artifacts yet" in errors
+
+
+def test_models_and_workers(tunesmith):
+    assert tunesmith("models")[1].strip() == "smollm2-135m-instruct"
+    assert tunesmith("workers") == (0, "", "")
+    assert tunesmith("workers", "--alive", "somewhere")[0] == 1
