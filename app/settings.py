@@ -57,16 +57,18 @@ class Settings(BaseSettings):
         return Path(tempfile.gettempdir()) / f"tunesmith-{os.getuid()}-{digest}" / "broker.sock"
 
 
-def read_flags(program: str, arguments: Sequence[str] | None = None) -> Settings:
+def read_flags(program: str, arguments: Sequence[str] | None = None, parents: Sequence[ArgumentParser] = ()) -> Settings:
     """The settings, with `--data-dir` and the like over the environment. Secrets have no flag: arguments are public.
 
-    What a flag says is put into the environment, where child processes and the doorbell read it.
+    What a flag says is put into the environment, where child processes and the doorbell read it. `parents` bring flags
+    of the program's own.
     """
-    parser = ArgumentParser(prog=program)
+    parser = ArgumentParser(prog=program, parents=parents)
     for name, field in Settings.model_fields.items():
         if field.annotation != SecretStr | None:
             parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=f"instead of TUNESMITH_{name.upper()}")
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    flags = vars(parser.parse_args(arguments))
+    given = {name: flags[name] for name in Settings.model_fields if flags.get(name) is not None}
     os.environ.update({f"TUNESMITH_{name.upper()}": value for name, value in given.items()})
     try:
         return Settings()

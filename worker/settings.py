@@ -22,9 +22,9 @@ class WorkerSettings:
 def read_worker_flags(arguments: Sequence[str] | None = None) -> WorkerSettings:
     """`--queues gpu,cpu` and the service's flags."""
     parser = ArgumentParser(prog="tunesmith worker", add_help=False)
-    parser.add_argument("--queues", required=True)
-    given, others = parser.parse_known_args(arguments)
-    queues = given.queues.split(",")
+    parser.add_argument("--queues", required=True, help=f"some of {', '.join(QUEUES)}, separated by commas")
+    service = read_flags("tunesmith worker", arguments, parents=[parser])
+    queues = parser.parse_known_args(arguments)[0].queues.split(",")
     if not set(queues) <= set(QUEUES):
-        parser.error(f"--queues takes some of {', '.join(QUEUES)}, separated by commas, not {given.queues!r}")
-    return WorkerSettings(service=read_flags("tunesmith worker", others), queues=queues)
+        parser.error(f"--queues takes some of {', '.join(QUEUES)}, separated by commas, not {','.join(queues)!r}")
+    return WorkerSettings(service=service, queues=queues)
