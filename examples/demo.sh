@@ -42,4 +42,8 @@ say "Its GGUF, with the SHA-256 that the service tells and the download has"
 tunesmith download "$job" gguf --to "$folder/$job"
 
 say "A booking that was not in the training data, put to the GGUF by llama.cpp"
-python examples/ask.py "$folder/$job"/gguf/*.gguf
+turns='import json, sys; print(*(turn["value"] for turn in json.loads(open(sys.argv[1]).readline())["conversations"]), sep="\n")'
+{ read -r system; read -r question; read -r wanted; } < <(python -c "$turns" "$folder/held-out.jsonl")
+echo "question: $question"
+echo "wanted:   $wanted"
+echo "answer:   $(python examples/ask.py "$folder/$job"/gguf/*.gguf "$question" --system "$system")"
