@@ -32,6 +32,7 @@ def main() -> None:
     heartbeat = Heartbeat(engine, worker, settings.service.lease_seconds / 4)
     celery = make_queue(settings.service.broker)
     add_tasks(celery, runner)
+    listen_for_signals(runner.stop)
     worker_ready.connect(make_ready(runner.stop, settings.queues), weak=False)
     heartbeat.start()
     try:
@@ -40,16 +41,20 @@ def main() -> None:
         heartbeat.stop()
 
 
-def make_ready(stop: StopRequest, queues: list[str]) -> Callable[..., None]:
-    """When Celery is ready, its signal handlers give way to ours, and the worker rings for itself: work may be waiting."""
-
+def listen_for_signals(stop: StopRequest) -> None:
     def leave(*_: Any) -> None:
         stop.times += 1
         state.should_stop = 0
 
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, leave)
+
+
+def make_ready(stop: StopRequest, queues: list[str]) -> Callable[..., None]:
+    """When Celery is ready, its signal handlers give way to ours, and the worker rings for itself: work may be waiting."""
+
     def ready(**_: Any) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, leave)
+        listen_for_signals(stop)
         for queue in queues:
             send_ring(queue)
 

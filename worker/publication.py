@@ -6,14 +6,14 @@ Called inside the transaction that ends the run, so that all of it happens or no
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
+from app import blobs
 from app.jobs import recovery, stage_runs
 from app.jobs import repository as jobs
 from app.jobs.spec import JobSpec, plan
 from app.jobs.states import EventType, JobStatus
-from app.models import Artifact, Blob, File, Job, StageRun, now
+from app.models import Artifact, File, Job, StageRun, now
 from app.storage import Storage
 
 
@@ -52,8 +52,8 @@ def publish_file(session: Session, storage: Storage, job: Job, out: Path, file: 
     source = (out / file["path"]).resolve()
     if not source.is_relative_to(out.resolve()) or source.stat().st_size != file["bytes"]:
         raise ValueError(f"the stage's output {file['name']} is not the file that the stage described")
+    blobs.keep(session, file["sha256"], file["bytes"])
     storage.ingest(source, file["sha256"])
-    add_blob(session, file["sha256"], file["bytes"])
     found = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.name == file["name"])).first()
     artifact = found or Artifact(tenant_id=job.tenant_id, job_id=job.id, name=file["name"], kind="", blob_sha256="")
     artifact.kind, artifact.blob_sha256 = file["kind"], file["sha256"]
@@ -61,13 +61,3 @@ def publish_file(session: Session, storage: Storage, job: Job, out: Path, file: 
     session.add(artifact)
     data = {"id": artifact.id, **{key: file[key] for key in ("name", "kind", "bytes", "sha256")}}
     jobs.record_event(session, job, EventType.JOB_ARTIFACT, f"Artifact {file['name']} is ready.", data)
-
-
-def add_blob(session: Session, sha256: str, size: int) -> None:
-    if session.get(Blob, sha256):
-        return
-    try:
-        with session.begin_nested():
-            session.add(Blob(sha256=sha256, bytes=size))
-    except IntegrityError:  # another transaction added the same content just now
-        pass

@@ -2,32 +2,16 @@
 
 import threading
 from datetime import timedelta
-from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine
-from sqlmodel import SQLModel
 
-from app.db import make_engine, read_session, write_session
+from app.db import read_session, write_session
 from app.jobs import stage_runs
 from app.jobs.spec import SPEC_VERSION
 from app.jobs.states import Resource, Stage, StageStatus
 from app.models import Job, StageRun, now
 
 LOST = {"code": "worker_lost", "message": "lost"}
-
-
-@pytest.fixture(autouse=True)
-def no_broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Rings go to a socket where nobody listens, which costs nothing but a warning."""
-    monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path))
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    engine = make_engine(f"sqlite:///{tmp_path / 'test.db'}")
-    SQLModel.metadata.create_all(engine)
-    return engine
 
 
 def add_job(engine: Engine, *stages: Stage, priority: int = 0, age: float = 0) -> tuple[Job, list[StageRun]]:

@@ -32,6 +32,13 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
     return value
 
 
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 class Supervised:
     """What a test sees of the jobs that it submits."""
 

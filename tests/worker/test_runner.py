@@ -1,11 +1,10 @@
 """A job's way through real stage processes: what is stored, and what follows each kind of end."""
 
 import os
-from pathlib import Path
 
 import pytest
 from sqlmodel import select
-from supervising import Supervised, wait_until
+from supervising import Supervised, is_gone, wait_until
 
 import worker.runner
 from app.db import write_session
@@ -16,13 +15,6 @@ from app.models import Artifact, Checkpoint, Job, MetricChunk, StageRun, now
 
 def list_types(supervised: Supervised, job_id: str) -> list[str]:
     return [event.type.value for event in supervised.events(job_id)]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def ask_to_cancel(supervised: Supervised, job_id: str) -> None:

@@ -1,0 +1,164 @@
+"""Real workers on a real broker: doorbells, deaths, freezes, departures."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from sqlmodel import select
+from supervising import Supervised, is_gone, wait_until
+
+from app.broker import Broker
+from app.db import write_session
+from app.jobs.states import JobStatus, Resource, StageStatus
+from app.models import Worker
+from app.queue import ring
+from app.reaper import Reaper
+from app.settings import Settings
+
+Start = Callable[[str], subprocess.Popen]
+
+
+@pytest.fixture
+def broker(settings: Settings, monkeypatch: pytest.MonkeyPatch, supervised: Supervised) -> Iterator[redis.Redis]:
+    """The embedded broker. Pytest's long paths also try the short path that stands in for them."""
+    monkeypatch.delenv("TUNESMITH_BROKER_URL")
+    server = Broker(settings.broker_socket, settings.root / "broker", settings.root / "broker.log")
+    server.start()
+    yield redis.Redis(unix_socket_path=str(settings.broker_socket))
+    server.stop()
+
+
+@pytest.fixture
+def start_worker(broker: redis.Redis, tmp_path: Path) -> Iterator[Start]:
+    started = []
+
+    def start(queues: str) -> subprocess.Popen:
+        with (tmp_path / f"worker-{len(started)}.log").open("w") as log:
+            process = subprocess.Popen([sys.executable, "-m", "worker.main", "--queues", queues], stdout=log, stderr=log)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def reaper(supervised: Supervised) -> Iterator[Reaper]:
+    supervised.settings.reaper_seconds = 0.3
+    reaper = Reaper(supervised.engine, supervised.settings)
+    reaper.start()
+    yield reaper
+    reaper.stop()
+
+
+def list_workers(supervised: Supervised) -> list[Worker]:
+    with supervised.session() as session:
+        return list(session.exec(select(Worker)))
+
+
+def test_the_bell_rings_after_the_commit_and_not_after_a_rollback(supervised: Supervised, broker: redis.Redis) -> None:
+    with write_session(supervised.engine) as session:
+        ring(session, "cpu")
+        ring(session, "cpu")
+        assert broker.llen("cpu") == 0
+    assert broker.llen("cpu") == 1
+    with pytest.raises(ZeroDivisionError), write_session(supervised.engine) as session:
+        ring(session, "gpu")
+        1 / 0  # noqa: B018
+    with write_session(supervised.engine):
+        pass
+    assert broker.llen("gpu") == 0
+
+
+def test_a_ring_wakes_a_worker_and_a_worker_finds_what_waited_for_it(supervised: Supervised, start_worker: Start) -> None:
+    supervised.script("values['pid'] = os.getppid()")
+    first = supervised.submit()
+    broker_knows_nothing = redis.Redis(unix_socket_path=str(supervised.settings.broker_socket))
+    broker_knows_nothing.flushall()
+    worker = start_worker("cpu,gpu")
+    wait_until(lambda: supervised.job(first).status is JobStatus.SUCCEEDED)
+    second = supervised.submit()
+    wait_until(lambda: supervised.job(second).status is JobStatus.SUCCEEDED, seconds=5)
+    assert supervised.runs(second)[1].outputs == {"values": {"pid": worker.pid}, "files": []}
+    [row] = list_workers(supervised)
+    assert (row.pid, row.queues) == (worker.pid, ["cpu", "gpu"])
+    assert wait_until(lambda: list_workers(supervised)[0].device)["total_bytes"] > 0
+    assert row.versions["tunesmith"]
+
+
+def test_a_killed_worker_takes_its_stage_along_and_another_finishes_the_job(
+    supervised: Supervised, start_worker: Start, reaper: Reaper
+) -> None:
+    supervised.script("""
+        if stage == "prepare" and attempt == 1:
+            report("progress", pid=os.getpid())
+            time.sleep(99)
+    """)
+    job_id = supervised.submit()
+    worker = start_worker("cpu")
+    pid = wait_until(lambda: supervised.job(job_id).progress)["pid"]
+    worker.kill()
+    wait_until(lambda: is_gone(pid), seconds=2)
+    start_worker("cpu")
+    start_worker("gpu")
+    wait_until(lambda: supervised.job(job_id).status is JobStatus.SUCCEEDED)
+    first, second, _ = supervised.runs(job_id)
+    assert (first.status, first.fence, second.attempt, second.status) == (StageStatus.FAILED, 2, 2, StageStatus.SUCCEEDED)
+    assert first.worker_id != second.worker_id
+    assert first.error and first.error["code"] == "worker_lost"
+
+
+def test_a_frozen_worker_writes_nothing_when_it_wakes(supervised: Supervised, start_worker: Start, reaper: Reaper) -> None:
+    supervised.script("""
+        report("progress", pid=os.getpid(), by=(stage, attempt))
+        while stage == "prepare" and attempt == 1:
+            report("progress", by="the frozen one")
+            time.sleep(0.1)
+    """)
+    job_id = supervised.submit()
+    frozen = start_worker("cpu")
+    pid = wait_until(lambda: supervised.job(job_id).progress)["pid"]
+    frozen.send_signal(signal.SIGSTOP)
+    supervised.runner = supervised.make_runner("wrk_second")
+    wait_until(lambda: Resource.CPU in supervised.waiting())
+    supervised.work()
+    before = supervised.job(job_id)
+    assert before.status is JobStatus.SUCCEEDED and before.progress and before.progress["by"] == ["train", 1]
+    frozen.send_signal(signal.SIGCONT)
+    wait_until(lambda: is_gone(pid))
+    wait_until(lambda: any(worker.pid == frozen.pid and not worker.stage_run_id for worker in list_workers(supervised)))
+    assert supervised.job(job_id) == before
+    assert supervised.runs(job_id)[0].status is StageStatus.FAILED
+
+
+def test_a_worker_that_is_told_to_leave_goes_in_order(supervised: Supervised, start_worker: Start) -> None:
+    supervised.script("""
+        report("progress", pid=os.getpid())
+        with report.holding_stop():
+            while not report.stop_requested:
+                time.sleep(0.02)
+            raise StageStopped
+    """)
+    job_id = supervised.submit()
+    worker = start_worker("cpu")
+    pid = wait_until(lambda: supervised.job(job_id).progress)["pid"]
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+    assert is_gone(pid)
+    assert [run.status for run in supervised.runs(job_id)] == [StageStatus.CANCELLED, StageStatus.QUEUED]
+    assert list_workers(supervised) == []
+
+
+def test_an_idle_worker_leaves_at_once(supervised: Supervised, start_worker: Start) -> None:
+    worker = start_worker("notify")
+    wait_until(lambda: list_workers(supervised))
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.wait(10) == 0
+    assert list_workers(supervised) == []
