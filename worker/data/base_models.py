@@ -106,8 +106,7 @@ def other_revision(name: str, revision: str | None, found: str | None) -> StageF
 
 def fetch_from_hub(repo: str, revision: str | None, cache_dir: Path, token: str | None, report: Any) -> BaseModel:
     models = model_folder(cache_dir, repo)
-    pinned = COMMIT.fullmatch(revision or "")
-    commit = pinned[0] if pinned else resolve_cached(repo, revision, models, token, report)
+    commit = revision if revision and is_commit(revision) else resolve_cached(repo, revision, models, token, report)
     folder = models / commit
     if not folder.is_dir():
 
@@ -119,6 +118,10 @@ def fetch_from_hub(repo: str, revision: str | None, cache_dir: Path, token: str 
 
         complete(folder, repo, report, download, keep_part=True)
     return BaseModel(repo, commit, folder)
+
+
+def is_commit(revision: str | None) -> bool:
+    return bool(COMMIT.fullmatch(revision or ""))
 
 
 def resolve_cached(repo: str, revision: str | None, models: Path, token: str | None, report: Any) -> str:

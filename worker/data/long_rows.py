@@ -12,12 +12,11 @@ from worker.data.rows import RowRefused
 
 @dataclass
 class Losses:
-    """Samples that became several documents, lost their end, or were left out whole; and the tokens that were lost."""
+    """How many samples became several documents, lost their end, or were left out whole."""
 
     split: int = 0
     cut: int = 0
     dropped: int = 0
-    tokens: int = 0
 
 
 def fit(
@@ -36,7 +35,6 @@ def fit(
             results.append([Document(*encoded)])
         elif policy == "drop":
             losses.dropped += 1
-            losses.tokens += len(encoded.input_ids)
             results.append([])
         else:
             pieces = split(sample, encoded, encoder, max_seq_length) if policy == "split" else [encoded]
@@ -93,9 +91,8 @@ def cut(pieces: list[Encoded], max_seq_length: int, losses: Losses) -> list[Docu
         for piece in pieces
         if piece.trained[1:max_seq_length].any()
     ]
-    lost = sum(len(piece.input_ids) for piece in pieces) - sum(len(document.input_ids) for document in documents)
-    losses.tokens += lost
+    whole = sum(len(piece.input_ids) for piece in pieces) == sum(len(document.input_ids) for document in documents)
     losses.dropped += not documents
-    losses.cut += bool(lost and documents)
+    losses.cut += bool(documents) and not whole
     losses.split += len(documents) > 1
     return documents

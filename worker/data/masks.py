@@ -107,8 +107,8 @@ class Encoder:
         except UnstableTemplate:
             raise StageFailure(
                 FailureCode.INVALID_SPEC,
-                "The model's chat template writes a prompt differently once it is answered: the answers cannot be told apart.",
-                hint="Set assistant_only_loss to false to train on every token, or use a model whose template marks the answers.",
+                "The model's chat template writes a prompt differently once it is answered, which hides the answers.",
+                hint="Set assistant_only_loss to false to train on all tokens, or use a model whose template marks the answers.",
                 param="training.assistant_only_loss",
                 patch={"training": {"assistant_only_loss": False}},
             ) from None
@@ -147,11 +147,9 @@ class Encoder:
         if not self._assistant_only:
             return self._mask(encoding.ids, [(0, len(encoding.ids))])
         spans = token_spans(rendered, encoding)
-        return (
-            self._encode_in_pieces(rendered, encoding)
-            if spans is None
-            else self._mask(encoding.ids, self._trim(encoding.ids, spans))
-        )
+        if spans is None:
+            return self._encode_in_pieces(rendered, encoding)
+        return self._mask(encoding.ids, self._trim(encoding.ids, spans))
 
     def _encode_in_pieces(self, rendered: Rendered, encoding: Any) -> Encoded | RowRefused:
         """Where one token would hold the end of a prompt and the start of its answer. The model never sees that token when it

@@ -66,7 +66,9 @@ def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int) -> Survey:
     iterator = iter(rows)
     head = read_head(iterator)
     readable = [row.fields for row in head if isinstance(row, Row)]
-    if head and not readable:
+    if not head:
+        raise StageFailure(FailureCode.DATASET_EMPTY, "The data set has no rows.", hint="Give one with at least one row.")
+    if not readable:
         message = f"No row can be read. {name_lines([item for item in head if isinstance(item, Refusal)])}"
         raise StageFailure(FailureCode.DATASET_INVALID, message, hint="Write one JSON object a line.")
     columns = dict.fromkeys(str(name) for fields in readable for name in fields)
