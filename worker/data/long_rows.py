@@ -57,9 +57,11 @@ def split_turns(turns: list[Turn], encoder: Encoder, max_seq_length: int) -> lis
     """The conversation as the fewest runs of whole exchanges that fit, in order, each after the system turn."""
     system = turns[:1] if turns[0]["role"] == "system" else []
     exchanges = exchanges_of(turns[len(system) :])
+    if len(exchanges) == 1:
+        return [turns]
     ends = encoder.answer_ends(turns)
     without_first = encoder.answer_ends(system + [turn for exchange in exchanges[1:] for turn in exchange])
-    if len(exchanges) == 1 or ends is None or without_first is None:
+    if ends is None or without_first is None:
         return [turns]
     # What stands before the first exchange: the system turn, or what the template writes in its place.
     head = ends[0] - (ends[-1] - without_first[-1])

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2 import TemplateError
 
 from app.jobs.states import FailureCode
 from worker.data.formats import Sample
@@ -80,7 +81,7 @@ class Encoder:
         """How many tokens there are up to the end of each answer. None if the template does not let that be told."""
         try:
             rendered = self._render_answers(turns)
-        except UnstableTemplate:
+        except (UnstableTemplate, TemplateError):
             return None
         encoding = self._backend.encode(rendered.text, add_special_tokens=False)
         return [token_at(encoding, end, len(rendered.text)) for _, end in rendered.answers]
@@ -92,8 +93,6 @@ class Encoder:
         return [self._mask(item.ids + end, [(0, len(item.ids) + 1)]) for item in encodings]
 
     def _attempt(self, turns: Any) -> Rendered | Encoded | RowRefused:
-        from jinja2 import TemplateError
-
         if not self._tokenizer.chat_template:
             message = "The model has no chat template, so conversations cannot be written in its form."
             hint = "Use the model's instruct version, or rows of plain text."
@@ -108,7 +107,7 @@ class Encoder:
             raise StageFailure(
                 FailureCode.INVALID_SPEC,
                 "The model's chat template writes a prompt differently once it is answered, which hides the answers.",
-                hint="Set assistant_only_loss to false to train on all tokens, or use a model whose template marks the answers.",
+                hint="Set assistant_only_loss to false to train on all tokens or use a model whose template marks the answers.",
                 param="training.assistant_only_loss",
                 patch={"training": {"assistant_only_loss": False}},
             ) from None

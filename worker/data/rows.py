@@ -40,8 +40,11 @@ CODES = {
     "unknown_role": "a turn's role is not system, user or assistant",
     "misplaced_system": "a system turn comes after other turns",
     "unsupported_field": "a turn has tool calls or a weight, which are not trained on",
+    "no_question": "the conversation starts with an answer",
     "no_answer": "there is no answer, or the last turn is not one",
     "empty_answer": "an answer has no text",
     "empty_text": "the text is empty",
     "template_refused": "the model's chat template does not accept the conversation",
+    "unstable_tokens": "the tokenizer joins the end of a prompt with the start of its answer",
+    "nothing_trained": "no token of the row would be trained",
 }

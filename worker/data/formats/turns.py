@@ -44,6 +44,8 @@ def check_turns(turns: list[Turn]) -> list[Turn]:
             raise RowRefused("misplaced_system", f"Turn {number} is a system turn; only the first can be.")
         if turn["role"] == "assistant" and not turn["content"].strip():
             raise RowRefused("empty_answer", f"Turn {number}, an answer, has no text.")
+    if turns[0]["role"] == "assistant":
+        raise RowRefused("no_question", "The first turn is an answer: nothing asks for it.")
     if turns[-1]["role"] != "assistant":
         raise RowRefused("no_answer", f"The last turn is the {turns[-1]['role']}'s: nothing answers it.")
     return turns
