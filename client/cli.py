@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from client import display
-from client.api import DEFAULT_URL, Client, ClientError
+from client.api import DEFAULT_URL, ApiError, Client, ClientError
 from client.download import choose, download, transfer_bar
 from client.follow import follow, watch
 from client.spec import read_spec, upload_named_files
@@ -49,6 +49,8 @@ def main() -> None:
 
 def describe(error: ClientError) -> str:
     """The sentence; and, of a refusal with several reasons, each with the field that it is about."""
+    if isinstance(error, ApiError) and error.status == 401:
+        return f"{error} The command line sends what TUNESMITH_API_KEY says."
     details = error.to_json()["error"].get("details") or []
     lines = [f"\n  {item.get('param') or '-'}: {item.get('message')}" for item in details] if len(details) > 1 else []
     return str(error) + "".join(lines)
