@@ -38,35 +38,35 @@ PHRASES = (
     "We need a table for {party}{wish}, {day}, {time}. It is for {guest}.",
     "Hello, a booking for {guest}: {party} people, {day} at {time}{wish}.",
 )
-GUESTS = (
-    "Adams Ahmed Allen Anderson Baker Barnes Bauer Becker Bell Bennett Bianchi Brooks Brown Burns Campbell Carter Chen Clark Cohen"
-    " Coleman Collins Cooper Costa Cox Cruz Davis Diaz Edwards Evans Ferrari Fischer Fisher Flores Ford Foster Fox Garcia Gibson"
-    " Gomez Gonzalez Graham Grant Gray Green Gupta Hall Hamilton Harris Harrison Hayes Henry Hernandez Hill Hoffman Howard Hughes"
-    " Hunt Ivanov Jackson James Jenkins Jensen Johnson Jones Jordan Kaya Kelly Kennedy Khan Kim King Klein Kumar Larsen Lee Lewis"
-    " Lopez Marshall Martin Martinez Mason Meyer Miller Mills Mitchell Moore Morales Morgan Morris Mueller Murphy Murray Nelson"
-    " Nguyen Nielsen Novak Olsen Ortiz Owens Palmer Parker Patel Perez Perry Peters Peterson Phillips Porter Powell Price Ramirez"
-    " Ramos Reed Reyes Reynolds Rice Richards Rivera Roberts Robinson Rodriguez Rogers Romero Ross Rossi Russell Ryan Sanchez"
-    " Santos Sato Schmidt Scott Shah Shaw Silva Simmons Singh Smith Snyder Spencer Stevens Stewart Stone Suzuki Tanaka Taylor"
-    " Thomas Thompson Torres Tucker Turner Walker Wallace Walsh Wang Ward Warren Watson Weber Wells West White Williams Wilson"
-    " Wong Wood Wright Young Zhang"
-).split()
-HELD_OUT_GUESTS = (
-    "Alvarez Armstrong Berg Bishop Carlson Castillo Crawford Dixon Ellis Freeman Gordon Griffin Hansen Holmes Hudson Kowalski"
-    " Lawson Mendoza Newman Petrov Schneider Sullivan Vargas Webb"
-).split()
+GUESTS = """
+    Adams Ahmed Allen Anderson Baker Barnes Bauer Becker Bell Bennett Bianchi Brooks Brown Burns Campbell Carter Chen Clark
+    Cohen Coleman Collins Cooper Costa Cox Cruz Davis Diaz Edwards Evans Ferrari Fischer Fisher Flores Ford Foster Fox
+    Garcia Gibson Gomez Gonzalez Graham Grant Gray Green Gupta Hall Hamilton Harris Harrison Hayes Henry Hernandez Hill
+    Hoffman Howard Hughes Hunt Ivanov Jackson James Jenkins Jensen Johnson Jones Jordan Kaya Kelly Kennedy Khan Kim King
+    Klein Kumar Larsen Lee Lewis Lopez Marshall Martin Martinez Mason Meyer Miller Mills Mitchell Moore Morales Morgan
+    Morris Mueller Murphy Murray Nelson Nguyen Nielsen Novak Olsen Ortiz Owens Palmer Parker Patel Perez Perry Peters
+    Peterson Phillips Porter Powell Price Ramirez Ramos Reed Reyes Reynolds Rice Richards Rivera Roberts Robinson Rodriguez
+    Rogers Romero Ross Rossi Russell Ryan Sanchez Santos Sato Schmidt Scott Shah Shaw Silva Simmons Singh Smith Snyder
+    Spencer Stevens Stewart Stone Suzuki Tanaka Taylor Thomas Thompson Torres Tucker Turner Walker Wallace Walsh Wang Ward
+    Warren Watson Weber Wells West White Williams Wilson Wong Wood Wright Young Zhang
+"""
+HELD_OUT_GUESTS = """
+    Alvarez Armstrong Berg Bishop Carlson Castillo Crawford Dixon Ellis Freeman Gordon Griffin Hansen Holmes Hudson Kowalski
+    Lawson Mendoza Newman Petrov Schneider Sullivan Vargas Webb
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the JSONL file to write")
-    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=10_050, help="10,000 to train on and 50 to hold out, unless told otherwise")
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--held-out", type=Path, help="also write bookings of guests that the training rows never name")
     parser.add_argument("--held-out-rows", type=int, default=50)
     options = parser.parse_args()
-    write(options.output, make_rows(GUESTS, options.rows, options.seed))
+    write(options.output, make_rows(GUESTS.split(), options.rows, options.seed))
     if options.held_out:
-        write(options.held_out, make_rows(HELD_OUT_GUESTS, options.held_out_rows, options.seed))
+        write(options.held_out, make_rows(HELD_OUT_GUESTS.split(), options.held_out_rows, options.seed + 1))
 
 
 def make_rows(guests: list[str], count: int, seed: int) -> Iterator[dict]:

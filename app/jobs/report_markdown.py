@@ -1,0 +1,235 @@
+"""Writes an experiment report as Markdown: users' text escaped, sizes in GB of 2^30, a dash for what is not known."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+UNKNOWN = "–"
+ROWS_SHOWN = 5
+CELL_CHARACTERS = 300
+SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
+BLOCK_START = re.compile(r"^(\d*)([#+=.)-])", re.M)
+
+
+def render(report: dict[str, Any]) -> str:
+    """What `report.build` made, with the same four headings for every job, whatever its status and whatever is known."""
+    sections = [
+        f"# Experiment report: {escape(report['name'] or report['job_id'])}",
+        f"Job {report['job_id']}, {report['status']}, created {report['created_at']}.",
+        "## Purpose",
+        escape_paragraphs(report["purpose"] or "") or "Not stated.",
+        "## Setup",
+        render_setup(report["setup"], report["labels"]),
+        "## Performance observations",
+        *render_performance(report["performance"]),
+        "## Outcomes",
+        *render_outcomes(report["status"], report["outcomes"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
+    lora, every = setup["lora"], setup["checkpoint_every_steps"]
+    targets = lora["target_modules"] if isinstance(lora["target_modules"], str) else ", ".join(lora["target_modules"])
+    warmup = f"{number(setup['warmup_steps'])} warm-up steps"
+    rows = [
+        ("Base model", escape(setup["base_model"]) + (f" at {escape(setup['revision'])}" if setup["revision"] else "")),
+        ("Data set", describe_dataset(setup["dataset"])),
+        ("Samples", describe_samples(setup)),
+        ("Tokens", f"{number(setup['tokens'])}, of which {number(setup['trained_tokens'])} are learned"),
+        (
+            "Rows",
+            f"{number(setup['packed_rows'])} of up to {number(setup['max_seq_length'])} tokens{', packed' * setup['packing']}",
+        ),
+        ("Loss on", "the assistant's turns" if setup["assistant_only_loss"] else "all tokens"),
+        ("Method", f"{setup['method']}, base weights held as {setup['quantization']}"),
+        ("LoRA", f"r {number(lora['r'])}, alpha {number(lora['alpha'])}, dropout {number(lora['dropout'])}, {lora['variant']}"),
+        ("LoRA target modules", escape(targets)),
+        ("Trainable parameters", number(setup["trainable_parameters"])),
+        ("Optimizer steps", number(setup["steps"])),
+        ("Batch size x accumulation", describe_batch(setup)),
+        ("Learning rate", f"{number(setup['learning_rate'])}, {setup['scheduler']}, {warmup}"),
+        ("Optimizer", f"{setup['optimizer']}, weight decay {number(setup['weight_decay'])}"),
+        ("Precision", f"{setup['precision']}, attention {setup['attention'] or 'unknown'}"),
+        ("Checkpoints", f"every {number(every)} steps" if every else "none"),
+        ("Exports", ", ".join(" ".join(export.values()) for export in setup["exports"])),
+        ("Device", escape(setup["device"] or "unknown")),
+        ("Versions", ", ".join(f"{package} {version}" for package, version in (setup["versions"] or {}).items()) or "unknown"),
+        ("Labels", ", ".join(f"{escape(key)}={escape(value)}" for key, value in labels.items()) or "none"),
+    ]
+    return table(("", ""), rows)
+
+
+def describe_dataset(dataset: dict[str, Any]) -> str:
+    if dataset["file"]:
+        return f"file {escape(dataset['file'])}, {dataset['format']}"
+    hub = dataset["hub"]
+    parts = [hub["repo"], hub["config"], hub["split"], hub["revision"] and f"at {hub['revision']}"]
+    return f"{escape(' '.join(part for part in parts if part))}, {dataset['format']}"
+
+
+def describe_samples(setup: dict[str, Any]) -> str:
+    parts = {"trained on": "samples", "held out": "samples_held_out", "refused": "samples_refused", "cut": "rows_cut"}
+    return ", ".join(f"{number(setup[key])} {what}" for what, key in parts.items())
+
+
+def describe_batch(setup: dict[str, Any]) -> str:
+    factors = f"{number(setup['batch_size'])} x {number(setup['gradient_accumulation'])}"
+    return f"{factors} = {number(setup['rows_per_step'])} rows a step"
+
+
+def render_performance(performance: dict[str, Any]) -> list[str]:
+    memory = performance["memory"]
+    rows = [
+        ("Whole job", duration(performance["total_seconds"])),
+        ("Training", duration(performance["train_seconds"])),
+        ("A step", seconds(performance["seconds_per_step"])),
+        ("Steps done", f"{number(performance['steps'])}, {number(performance['epoch'])} epochs"),
+        ("Rows seen", f"{number(performance['samples'])}, {number(performance['samples_per_second'])} a second"),
+        ("Tokens seen", f"{number(performance['tokens'])}, {number(performance['tokens_per_second'])} a second"),
+        ("Learned tokens seen", number(performance["trained_tokens"])),
+        ("Memory of the device", gigabytes(memory["device_total_bytes"])),
+        ("Reserved at the start", gigabytes(memory["start_reserved_bytes"])),
+        ("Reserved at the peak", gigabytes(memory["peak_reserved_bytes"]) + share(memory["peak_percent"])),
+        ("Reserved for training", gigabytes(memory["training_reserved_bytes"]) + share(memory["training_percent"])),
+    ]
+    stages = [
+        (
+            stage["name"],
+            stage["status"],
+            number(stage["attempt"]),
+            seconds(stage["duration_seconds"]),
+            gigabytes(stage["peak_host_bytes"]),
+            gigabytes(stage["peak_device_bytes"]),
+        )
+        for stage in performance["stages"]
+    ]
+    header = ("Stage", "Status", "Attempt", "Duration", "Peak host memory", "Peak device memory")
+    notes = (
+        ["Without an accelerator, reserved memory is the training process's resident memory."]
+        if memory["device"] == "cpu"
+        else []
+    )
+    return [table(("", ""), rows), *notes, table(header, stages)]
+
+
+def render_outcomes(status: str, outcomes: dict[str, Any]) -> list[str]:
+    loss, held_out = outcomes["loss"], outcomes["held_out"]
+    losses = [
+        (f"First training loss, step {number(loss['first_step'])}", number(loss["first"])),
+        (f"Last training loss, step {number(loss['last_step'])}", number(loss["last"])),
+        ("Mean training loss", number(loss["mean"])),
+        (
+            "Held-out loss, base → tuned",
+            arrow(held_out["loss_base"], held_out["loss_tuned"]) + share(held_out["change_percent"], "+"),
+        ),
+        ("Held-out perplexity, base → tuned", arrow(held_out["perplexity_base"], held_out["perplexity_tuned"])),
+        ("Exact answers, before → after", describe_exact(outcomes["samples"])),
+    ]
+    return [
+        f"The job is {status}." if outcomes["error"] is None else describe_error(status, outcomes["error"]),
+        table(("", ""), losses),
+        *render_samples(outcomes["samples"]),
+        *render_course(outcomes),
+        *render_artifacts(outcomes["artifacts"]),
+    ]
+
+
+def describe_error(status: str, error: dict[str, Any]) -> str:
+    hint = f" {escape(error['hint'])}" if error.get("hint") else ""
+    return f"The job is {status}: {escape(error['code'])}. {escape(error['message'])}{hint}"
+
+
+def describe_exact(samples: dict[str, Any] | None) -> str:
+    if samples is None:
+        return UNKNOWN
+    return f"{samples['exact_before']} → {samples['exact_after']} of {samples['count']}"
+
+
+def render_samples(samples: dict[str, Any] | None) -> list[str]:
+    """A few of the held-out prompts; the JSON form has more."""
+    shown = samples["rows"][:ROWS_SHOWN] if samples else []
+    keys = ("prompt", "reference", "before", "after")
+    rows = [tuple(escape(row[key]) or "(nothing)" for key in keys) for row in shown]
+    return ["### Held-out samples", table(("Prompt", "Reference", "Before", "After"), rows)] if rows else []
+
+
+def render_course(outcomes: dict[str, Any]) -> list[str]:
+    """How the job came to its end: attempts, resumes, warnings, checkpoints."""
+    lines = [f"Attempts of a stage at most: {number(outcomes['attempts'])}."]
+    if outcomes["resumed_from_step"] is not None:
+        lines.append(f"The last attempt of training went on from step {number(outcomes['resumed_from_step'])}.")
+    lines += [
+        f"{event['created_at']}: {escape(event['message'])}" for event in outcomes["interruptions"] + outcomes["warnings"]
+    ]
+    rows = [
+        (
+            number(checkpoint["step"]),
+            gigabytes(checkpoint["bytes"]),
+            checkpoint["created_at"],
+            {True: "yes", False: "no"}.get(checkpoint["resumable"], UNKNOWN),
+        )
+        for checkpoint in outcomes["checkpoints"]
+    ]
+    sections = ["### Attempts and checkpoints", "\n".join(f"- {line}" for line in lines)]
+    return [*sections, table(("Checkpoint at step", "Size", "Written", "Can be resumed"), rows) if rows else "No checkpoints."]
+
+
+def render_artifacts(artifacts: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        (
+            escape(item["name"]),
+            item["kind"],
+            f"{number(item['bytes'])} bytes, {gigabytes(item['bytes'])}",
+            f"`{item['sha256']}`",
+        )
+        for item in artifacts
+    ]
+    return ["### Artifacts", table(("Name", "Kind", "Size", "SHA-256"), rows) if rows else "None."]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def escape(text: str) -> str:
+    """One line that Markdown shows as it is, in a table's cell too; cut where it is very long."""
+    line = " ".join(text.split())
+    shown = line if len(line) <= CELL_CHARACTERS else line[:CELL_CHARACTERS].rstrip() + " …"
+    return SPECIAL.sub(r"\\\1", shown)
+
+
+def escape_paragraphs(text: str) -> str:
+    """Keeps the lines of a text and takes every other meaning from it."""
+    lines = "\n".join(line.strip() for line in SPECIAL.sub(r"\\\1", text.strip()).splitlines())
+    return BLOCK_START.sub(r"\1\\\2", lines)
+
+
+def number(value: float | None) -> str:
+    """Whole numbers with separators, others with four significant digits."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, int) or value.is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def seconds(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{number(round(value, 2))} s"
+
+
+def duration(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{seconds(value)} ({value / 60:.2f} minutes)"
+
+
+def gigabytes(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value / 2**30:.3f} GB"
+
+
+def share(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f" ({value:{sign}.1f} %)"
+
+
+def arrow(before: float | None, after: float | None) -> str:
+    return f"{number(before)} → {number(after)}"

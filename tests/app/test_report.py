@@ -1,0 +1,231 @@
+"""The experiment report, from jobs as the API shows them."""
+
+import copy
+import json
+import math
+import re
+
+import pytest
+
+from app.jobs import report
+from app.jobs.spec import JobSpec
+
+HEADINGS = ["Purpose", "Setup", "Performance observations", "Outcomes"]
+SPEC = {
+    "name": "Experiment 2",
+    "purpose": "What do 50 steps teach?",
+    "base_model": "smollm2-135m-instruct",
+    "dataset": {"file": "file-1", "max_samples": 10000, "validation_fraction": 0.005},
+    "training": {"max_steps": 50, "learning_rate": 1e-3, "max_seq_length": 128},
+    "checkpoints": {"every_steps": 10},
+}
+TRAIN = {
+    "adapter": "adapter",
+    "train_seconds": 442.125,
+    "steps": 50,
+    "total_steps": 50,
+    "final_loss": 0.0125,
+    "samples": {
+        "exact_before": 0,
+        "exact_after": 49,
+        "count": 50,
+        "rows": [
+            {"prompt": f"Row {row}?", "reference": "FRI 7pm x4 Lopez", "before": "I'm sorry", "after": "FRI 7pm x4 Lopez"}
+            for row in range(20)
+        ],
+    },
+    "trainable_parameters": 4884480,
+    "precision": "fp32",
+    "attention": "sdpa",
+    "resumed_from_step": None,
+    "versions": {"torch": "2.13.0", "peft": "0.21.2"},
+}
+POINTS = [{"step": step, "loss": 5.0 / step, "eval_loss": None} for step in range(1, 51)]
+CHECKPOINTS = [{"step": 50, "bytes": 58_720_256, "created_at": "2026-11-22T14:07:40Z", "resumable": True}]
+UNKNOWN_PROGRESS = dict.fromkeys(("step", "total_steps", "percent", "epoch", "tokens_seen", "trained_tokens"))
+UNKNOWN_MEMORY = dict.fromkeys(
+    ("device", "device_total_bytes", "start_reserved_bytes", "peak_reserved_bytes", "training_reserved_bytes")
+) | {"peak_percent": None, "training_percent": None}
+
+
+def make_job(**changes):
+    """A job that waits: nothing is known of it but its spec."""
+    job = {
+        "id": "job_1", "name": "Experiment 2", "status": "queued", "stage": "prepare", "created_at": "2026-11-22T14:00:00Z",
+        "started_at": None, "finished_at": None, "attempts": 1, "progress": UNKNOWN_PROGRESS,
+        "data": dict.fromkeys(("rows", "rows_refused", "tokens", "trained_tokens", "rows_cut", "packed_rows")),
+        "metrics": dict.fromkeys(("train_loss", "eval_loss", "eval_loss_base")), "memory": UNKNOWN_MEMORY,
+        "stages": [make_stage("prepare", "queued")], "error": None,
+        "spec": JobSpec.model_validate(SPEC).model_dump(mode="json"), "labels": {}, "artifacts": [],
+    }  # fmt: skip
+    return copy.deepcopy(job | changes)
+
+
+def make_stage(name, status, **changes):
+    unknown = dict.fromkeys(("attempt", "duration_seconds", "peak_host_bytes", "peak_device_bytes"))
+    return {"name": name, "status": status} | unknown | changes
+
+
+@pytest.fixture
+def finished():
+    return make_job(
+        status="succeeded",
+        started_at="2026-11-22T14:00:01.5Z",
+        finished_at="2026-11-22T14:10:02Z",
+        progress={
+            "step": 50,
+            "total_steps": 50,
+            "percent": 100.0,
+            "epoch": 0.08,
+            "tokens_seen": 41860,
+            "trained_tokens": 10400,
+        },
+        data={"rows": 9950, "rows_refused": 0, "tokens": 520000, "trained_tokens": 130000, "rows_cut": 0, "packed_rows": 4937},
+        metrics={"train_loss": 0.4, "eval_loss": 0.02, "eval_loss_base": 4.7},
+        memory={
+            "device": "Tesla T4",
+            "device_total_bytes": 15828320256,
+            "start_reserved_bytes": 2**30,
+            "peak_reserved_bytes": 2362232013,
+            "training_reserved_bytes": 1288490189,
+            "peak_percent": 14.924,
+            "training_percent": 8.14,
+        },
+        stages=[make_stage("train", "succeeded", attempt=1, duration_seconds=460.2, peak_host_bytes=3 * 2**30)],
+        artifacts=[
+            {
+                "name": "gguf/experiment-2-q8_0.gguf",
+                "kind": "gguf",
+                "bytes": 144811936,
+                "sha256": "ab" * 32,
+                "url": "http://127.0.0.1:8000/v1/jobs/job_1/artifacts/gguf/experiment-2-q8_0.gguf",
+            }
+        ],
+    )
+
+
+def build(job, *, train=None, prepare=None, points=(), checkpoints=(), events=()):
+    values = {name: values for name, values in (("prepare", prepare), ("train", train)) if values}
+    return report.build(job, stage_values=values, points=list(points), checkpoints=list(checkpoints), events=list(events))
+
+
+def cells(text):
+    """The rows of all tables, by their first cell."""
+    rows = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def headings(text):
+    return re.findall(r"^## (.*)$", text, re.M)
+
+
+def test_a_finished_job_tells_what_the_author_wrote_by_hand(finished):
+    text = report.render(build(finished, train=TRAIN, points=POINTS, checkpoints=CHECKPOINTS))
+    assert headings(text) == HEADINGS
+    assert "What do 50 steps teach?" in text
+    rows = cells(text)
+    assert rows["Batch size x accumulation"] == ["2 x 4 = 8 rows a step"]
+    assert rows["Optimizer steps"] == ["50"]
+    assert rows["Learning rate"] == ["0.001, linear, 5 warm-up steps"]
+    assert rows["LoRA"] == ["r 16, alpha 16, dropout 0, lora"]
+    assert rows["Method"] == ["sft, base weights held as nf4"]
+    assert rows["Precision"] == ["fp32, attention sdpa"]
+    assert rows["Training"] == ["442.1 s (7.37 minutes)"]
+    assert rows["Whole job"] == ["600.5 s (10.01 minutes)"]
+    assert rows["Reserved at the start"] == ["1.000 GB"]
+    assert rows["Reserved at the peak"] == ["2.200 GB (14.9 %)"]
+    assert rows["Reserved for training"] == ["1.200 GB (8.1 %)"]
+    assert rows["Tokens seen"] == ["41,860, 94.68 a second"]
+    assert rows["First training loss, step 1"] == ["5"]
+    assert rows["Last training loss, step 50"] == ["0.1"]
+    assert rows["Held-out loss, base → tuned"] == ["4.7 → 0.02 (-99.6 %)"]
+    assert rows["Exact answers, before → after"] == ["0 → 49 of 50"]
+    assert rows["gguf/experiment-2-q8\\_0.gguf"] == ["gguf", "144,811,936 bytes, 0.135 GB", f"`{'ab' * 32}`"]
+    assert sum("Row " in row for row in rows) == 5
+
+
+def test_the_json_form_holds_the_numbers(finished):
+    data = json.loads(json.dumps(build(finished, train=TRAIN, points=POINTS, checkpoints=CHECKPOINTS), allow_nan=False))
+    performance = data["performance"]
+    assert performance["train_seconds"] == 442.125
+    assert performance["samples"] == 400
+    assert performance["samples_per_second"] == pytest.approx(400 / 442.125)
+    assert performance["tokens_per_second"] == pytest.approx(41860 / 442.125)
+    assert data["outcomes"]["held_out"]["perplexity_base"] == pytest.approx(math.exp(4.7))
+    assert data["outcomes"]["loss"] == {"first_step": 1, "first": 5.0, "last_step": 50, "last": 0.1, "mean": 0.4}
+    assert len(data["outcomes"]["samples"]["rows"]) == 20
+
+
+def test_what_is_not_known_is_a_dash_and_never_zero():
+    waiting = build(make_job(spec=JobSpec.model_validate(SPEC | {"purpose": None}).model_dump(mode="json")))
+    text = report.render(waiting)
+    assert headings(text) == HEADINGS
+    assert "## Purpose\n\nNot stated.\n" in text
+    rows = cells(text)
+    for name in ("Training", "Whole job", "Reserved at the peak", "Mean training loss", "Exact answers, before → after"):
+        assert rows[name] == ["–"]
+    assert rows["Samples"] == ["– trained on, – held out, – refused, – cut"]
+    assert rows["Device"] == ["unknown"]
+    assert not re.search(r"\b0(\.0+)? (GB|s)\b", text)
+    assert waiting["performance"]["tokens_per_second"] is None
+
+
+def test_a_measured_zero_is_shown_as_zero(finished):
+    finished["metrics"]["eval_loss"] = 0.0
+    finished["data"]["rows_refused"] = 0
+    rows = cells(report.render(build(finished, train=TRAIN)))
+    assert rows["Held-out loss, base → tuned"] == ["4.7 → 0 (-100.0 %)"]
+    assert "0 refused" in rows["Samples"][0]
+
+
+def test_a_failed_job_says_why_and_keeps_what_it_measured():
+    error = {
+        "code": "nan_loss",
+        "message": "The loss became NaN at step 7.",
+        "hint": "Lower training.learning_rate.",
+        "patch": None,
+    }
+    job = make_job(status="failed", error=error, progress=UNKNOWN_PROGRESS | {"step": 6, "total_steps": 50})
+    data = build(job, points=POINTS[:6])
+    text = report.render(data)
+    assert headings(text) == HEADINGS
+    assert "The job is failed: nan\\_loss. The loss became NaN at step 7. Lower training.learning\\_rate." in text
+    assert data["performance"]["steps"] == 6
+    assert data["outcomes"]["loss"]["mean"] == pytest.approx(sum(5.0 / step for step in range(1, 7)) / 6)
+    assert data["outcomes"]["loss"]["last_step"] == 6
+
+
+def test_a_resumed_job_tells_where_it_went_on(finished):
+    finished["attempts"] = 2
+    events = [
+        {"type": "job.started", "created_at": "2026-11-22T14:00:01Z", "message": "The job started."},
+        {"type": "job.retrying", "created_at": "2026-11-22T14:05:00Z", "message": "Stage train was lost; attempt 2 follows."},
+    ]
+    text = report.render(build(finished, train=TRAIN | {"resumed_from_step": 20}, checkpoints=CHECKPOINTS, events=events))
+    assert "- Attempts of a stage at most: 2." in text
+    assert "went on from step 20" in text
+    assert "- 2026-11-22T14:05:00Z: Stage train was lost; attempt 2 follows." in text
+    assert "The job started." not in text
+    assert cells(text)["50"] == ["0.055 GB", "2026-11-22T14:07:40Z", "yes"]
+
+
+def test_users_text_stays_text(finished):
+    finished["name"] = "a *bold* | name"
+    finished["labels"] = {"team": "x|y <b>"}
+    finished["spec"]["purpose"] = "Why?\n## Outcomes\n1. <script>alert(1)</script>\n| a | b |"
+    samples = {"exact_before": 0, "exact_after": 0, "count": 1}
+    row = {"prompt": "a|b\n## Setup\n`c`", "reference": "x" * 2000, "before": "", "after": "[link](javascript:x)"}
+    text = report.render(build(finished, train=TRAIN | {"samples": samples | {"rows": [row]}}))
+    assert headings(text) == HEADINGS
+    assert "# Experiment report: a \\*bold\\* \\| name" in text
+    assert "\\## Outcomes\n1\\. \\<script\\>" in text
+    prompt = next(line for line in text.splitlines() if line.startswith("| a\\|b"))
+    assert prompt.startswith("| a\\|b ## Setup \\`c\\` | xxx")
+    assert prompt.endswith("x … | (nothing) | \\[link\\](javascript:x) |")
+    assert cells(text)["Labels"] == ["team=x\\|y \\<b\\>"]
+
+
+def test_a_data_set_of_the_hub_is_named_with_its_revision():
+    spec = SPEC | {"dataset": {"hub": {"repo": "mlabonne/FineTome-100k", "revision": "c2343c1"}}}
+    job = make_job(spec=JobSpec.model_validate(spec).model_dump(mode="json"))
+    assert cells(report.render(build(job)))["Data set"] == ["mlabonne/FineTome-100k train at c2343c1, auto"]
