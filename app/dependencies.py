@@ -43,6 +43,7 @@ EngineDep = Annotated[Engine, Depends(get_engine)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 StorageDep = Annotated[Storage, Depends(get_storage)]
 BaseUrl = Annotated[str, Depends(get_base_url)]
-ReadSession = Annotated[Session, Depends(open_read_session)]
+ReadSession = Annotated[Session, Depends(open_read_session, scope="function")]
 WriteSession = Annotated[Session, Depends(open_write_session, scope="function")]
-"""`scope="function"` closes the session, and so commits, when the endpoint returns; by default that is after the answer."""
+"""`scope="function"` closes a session, and so commits, when the endpoint returns. By default that is after the answer: a client
+could read before the commit, and a download or a stream would hold its transaction to the end."""

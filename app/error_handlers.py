@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from app.errors import Detail, InvalidRequest, InvalidSpec, TunesmithError
@@ -19,6 +20,30 @@ MESSAGE_OF_STATUS = {
     405: "This address does not take that method. The Allow header lists those that it takes.",
     413: "The request is larger than this address takes.",
 }
+
+
+class ErrorBody(BaseModel):
+    message: str
+    """What is wrong and what to do."""
+    type: str
+    param: str | None
+    """The JSON path of the field at fault."""
+    code: str | None
+    """From the closed list in docs/errors.md."""
+    details: list[dict[str, Any]] | None = None
+    """Everything that is wrong, where there is more to say: message, param, code, and patch where one helps."""
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorBody
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    422: {"model": ErrorAnswer, "description": "A field is wrong, or not available in this version."},
+    "4XX": {"model": ErrorAnswer, "description": "The request cannot be done."},
+    "5XX": {"model": ErrorAnswer, "description": "The service cannot do it now."},
+}
+"""What every operation may answer, for the published schema."""
 
 
 def install(app: FastAPI) -> None:
@@ -74,6 +99,8 @@ def explain(problem: dict[str, Any], names: list[str]) -> str:
         return f"there is no such field; {suggest(str(problem['loc'][-1]), names)}"
     if problem["type"] == "missing":
         return "this field is required."
+    if problem["type"] == "model_attributes_type" and len(problem["loc"]) == 1:
+        return "a JSON object is needed, sent with Content-Type: application/json."
     message = problem["msg"].removeprefix("Value error, ")
     return message[0].lower() + message[1:] + "."
 

@@ -16,6 +16,7 @@ import app.jobs.endpoints
 import app.jobs.history_endpoints
 import app.workers.endpoints
 from app import error_handlers
+from app.body_limit import BodyLimit
 from app.db import make_engine, migrate
 from app.reaper import Reaper
 from app.request_ids import RequestIds
@@ -24,7 +25,7 @@ from app.settings import Settings, read_flags
 from app.storage import Storage
 
 MAX_BODY_BYTES = 1 << 20
-"""Of JSON. Uploads have a limit of their own."""
+MAX_UPLOAD_BYTES = 16 << 30
 
 
 ROUTERS = (
@@ -49,10 +50,16 @@ def create_app(settings: Settings) -> FastAPI:
         reaper.stop()
         engine.dispose()
 
-    service = FastAPI(title="Tunesmith", version=version("tunesmith"), lifespan=lifespan, max_body_size=MAX_BODY_BYTES)
+    service = FastAPI(
+        title="Tunesmith",
+        version=version("tunesmith"),
+        lifespan=lifespan,
+        responses=error_handlers.DOCUMENTED,
+    )
     service.state.settings = settings
     service.state.engine = make_engine(settings.database)
     service.state.storage = Storage(settings.root)
+    service.add_middleware(BodyLimit, default=MAX_BODY_BYTES, by_path={"/v1/files": MAX_UPLOAD_BYTES})
     service.add_middleware(Guard, settings=settings)
     service.add_middleware(RequestIds)
     error_handlers.install(service)

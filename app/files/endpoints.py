@@ -14,7 +14,6 @@ from app.ids import new_id
 from app.pagination import After, Limit, Page, make_page
 from app.strictness import refuse_idempotency_key, refuse_unknown_query
 
-MAX_UPLOAD_BYTES = 16 << 30
 MAX_LIMIT = 10_000
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_unknown_query)])
@@ -56,7 +55,6 @@ async def receive_upload(request: Request, storage: StorageDep) -> AsyncIterator
 
 @router.post(
     "",
-    max_body_size=MAX_UPLOAD_BYTES,
     openapi_extra={"requestBody": UPLOAD_FORM},
     dependencies=[Depends(refuse_idempotency_key)],
 )

@@ -1,6 +1,6 @@
 """/v1/jobs: submit, look, stop, remove."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 
@@ -74,24 +74,25 @@ def delete_job(
     return schemas.DeletedJob(id=job_id)
 
 
-LATER: dict[str, Any] = {"responses": {422: {"description": "Not available in this version."}}, "response_model": None}
-
-
-@router.post("/estimate", **LATER)
+@router.post("/estimate")
 def estimate_job() -> None:
+    """Not available in this version."""
     raise service.not_available("Estimating a job")
 
 
-@router.post("/{job_id}/pause", **LATER)
+@router.post("/{job_id}/pause")
 def pause_job(job_id: str) -> None:
+    """Not available in this version."""
     raise service.not_available("Pausing a job")
 
 
-@router.post("/{job_id}/resume", **LATER)
+@router.post("/{job_id}/resume")
 def resume_job(job_id: str) -> None:
+    """Not available in this version."""
     raise service.not_available("Resuming a job")
 
 
-@router.post("/{job_id}/retry", **LATER)
+@router.post("/{job_id}/retry")
 def retry_job(job_id: str) -> None:
+    """Not available in this version."""
     raise service.not_available("Retrying a job")

@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query
-from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
-from app.dependencies import EngineDep, ReadSession, StorageDep
+from app.dependencies import BaseUrl, EngineDep, ReadSession, StorageDep
 from app.errors import InvalidSpec
-from app.jobs import metrics, repository, schemas, stage_runs
+from app.jobs import metrics, report, repository, schemas, stage_runs
 from app.jobs.logs import last_lines, read_logs
-from app.jobs.presentation import load_checkpoints, show_attempt, show_event
+from app.jobs.presentation import load_checkpoints, load_points, load_report, show_attempt, show_event
 from app.jobs.states import Stage
 from app.jobs.stream import stream_events
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
@@ -50,10 +50,8 @@ def list_metrics(
 ) -> Page[schemas.MetricPoint]:
     """The whole list by step, or at most `max_points` of it, evenly spaced."""
     repository.get(session, job_id)
-    points = metrics.join_chunks(repository.metric_chunks(session, job_id))
-    if max_points is not None:
-        points = metrics.thin(points, max_points)
-    return make_page([schemas.MetricPoint.model_validate(point) for point in points])
+    points = load_points(session, job_id)
+    return make_page(points if max_points is None else metrics.thin(points, max_points))
 
 
 @router.get("/logs", response_class=PlainTextResponse)
@@ -83,3 +81,13 @@ def list_attempts(job_id: str, session: ReadSession) -> Page[schemas.StageAttemp
     """Every attempt at every stage, oldest first."""
     repository.get(session, job_id)
     return make_page([show_attempt(run) for run in stage_runs.attempts(session, job_id)])
+
+
+@router.get("/report", response_class=Response, responses={200: {"content": {"text/markdown": {}, "application/json": {}}}})
+def get_report(job_id: str, request: Request, session: ReadSession, storage: StorageDep, base_url: BaseUrl) -> Response:
+    """The experiment report as Markdown, or its data with `Accept: application/json`. It grows while the job runs."""
+    built = load_report(session, storage, repository.get(session, job_id), base_url)
+    headers = {"vary": "accept"}
+    if "application/json" in request.headers.get("accept", ""):
+        return JSONResponse(built, headers=headers)
+    return Response(report.render(built), media_type="text/markdown; charset=utf-8", headers=headers)

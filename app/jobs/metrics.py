@@ -1,9 +1,11 @@
 """One series of points out of the chunks that a job's attempts wrote."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from app.models import MetricChunk
+
+Point = TypeVar("Point")
 
 
 def join_chunks(chunks: Iterable[MetricChunk]) -> list[dict[str, Any]]:
@@ -24,7 +26,7 @@ def join_chunks(chunks: Iterable[MetricChunk]) -> list[dict[str, Any]]:
     return [points[step] for step in sorted(points)]
 
 
-def thin(points: list[dict[str, Any]], max_points: int) -> list[dict[str, Any]]:
+def thin(points: list[Point], max_points: int) -> list[Point]:
     """At most `max_points` of them, evenly spaced, the last one always among them."""
     count = len(points)
     if count <= max_points:

@@ -1,12 +1,13 @@
 """Makes what the API shows of jobs from their rows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlmodel import Session
 
 from app.artifacts import repository as artifacts
 from app.artifacts.schemas import Artifact
-from app.jobs import repository, schemas, stage_runs
+from app.jobs import metrics, report, repository, schemas, stage_runs
 from app.jobs.spec import JobSpec, plan
 from app.jobs.states import JobStatus, Stage, StageStatus
 from app.models import Checkpoint, Event, Job, StageRun
@@ -99,4 +100,20 @@ def show_checkpoint(row: Checkpoint, run: StageRun, storage: Storage) -> schemas
         metrics=row.metrics,
         bytes=row.bytes,
         resumable=folder.is_dir(),
+    )
+
+
+def load_points(session: Session, job_id: str) -> list[schemas.MetricPoint]:
+    points = metrics.join_chunks(repository.metric_chunks(session, job_id))
+    return [schemas.MetricPoint.model_validate(point) for point in points]
+
+
+def load_report(session: Session, storage: Storage, job: Job, base_url: str) -> dict[str, Any]:
+    runs = [run for run in stage_runs.attempts(session, job.id) if run.status is StageStatus.SUCCEEDED and run.outputs]
+    return report.build(
+        present(session, job, base_url).model_dump(mode="json"),
+        stage_values={run.stage: run.outputs["values"] for run in runs if run.outputs},
+        points=[point.model_dump(mode="json") for point in load_points(session, job.id)],
+        checkpoints=[checkpoint.model_dump(mode="json") for checkpoint in load_checkpoints(session, storage, job.id)],
+        events=[show_event(event).model_dump(mode="json") for event in repository.events(session, job.id)],
     )
