@@ -8,10 +8,12 @@ import errno
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +27,7 @@ from worker.stages import Inputs, OutputFile, Report, StageFailure
 from worker.stages.__main__ import die_with
 
 REPORT_SECONDS = 1.0
-KEPT_LINES = 40
+KEPT_LINES = 400
 LOG_PREFIX = re.compile(r"^(INFO|WARNING|ERROR):[\w.-]+:")
 PROGRESS = re.compile(r"^Writing: +(\d+)%")
 
@@ -41,7 +43,8 @@ def export(options: GgufExport, model: Path, out: Path, inputs: Inputs, report: 
 
 def slug(title: str) -> str:
     """A title as the name of a file and an artifact: only [A-Za-z0-9._-], and it starts with neither a dot nor a hyphen."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")[:100] or "model"
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.")[:100] or "model"
 
 
 def convert(model: Path, path: Path, quantization: str, inputs: Inputs, report: Report) -> None:
@@ -115,22 +118,23 @@ def failure(code: int, lines: list[str]) -> Exception:
         return OSError(errno.ENOSPC, "The disk is full.")
     if code == -signal.SIGKILL or "MemoryError" in last:
         return MemoryError("The converter was killed.")
-    hint = "Leave gguf out of exports, or choose another base model; the stage's log has the converter's output."
-    unknown = re.search(r"chkhsh: +(\w+)", text)
-    if unknown:
-        message = f"llama.cpp's converter does not know the pre-tokenizer of this model (hash {unknown[1][:16]})."
-    elif unsupported := re.search(r"Model (\w+) is not supported", text):
-        message = f"llama.cpp's converter does not know the architecture {unsupported[1]}."
-    else:
-        message = f"llama.cpp's converter failed: {last}"
-    return StageFailure(FailureCode.CONVERSION_FAILED, message, hint=hint, param="exports")
+    if unknown := re.search(r"chkhsh: +(\w+)", text):
+        return failed(f"llama.cpp's converter does not know the pre-tokenizer of this model (its hash is {unknown[1]}).")
+    if unsupported := re.search(r"Model (\w+) is not supported", text):
+        return failed(f"llama.cpp's converter does not know the architecture {unsupported[1]}.")
+    return failed(f"llama.cpp's converter failed: {last}")
 
 
 def check(path: Path, title: str) -> None:
-    """Refuses a file that is cut off or is not the model that was asked for."""
+    """Refuses a file that is cut off, or is not what was asked for."""
     try:
         metadata, tensors = read_gguf(path)
-    except (ValueError, OSError) as problem:
-        raise StageFailure(FailureCode.CONVERSION_FAILED, f"The converter wrote a broken file: {problem}.") from problem
+    except (ValueError, OSError, struct.error) as problem:
+        raise failed("llama.cpp's converter wrote a file that is cut off.") from problem
     if not tensors or metadata["general.name"] != title:
-        raise StageFailure(FailureCode.CONVERSION_FAILED, "The converter wrote a file without the model in it.")
+        raise failed("llama.cpp's converter wrote a file without the model in it.")
+
+
+def failed(message: str) -> StageFailure:
+    hint = "The stage's log has the converter's output. Without gguf in exports the job ends with the merged model."
+    return StageFailure(FailureCode.CONVERSION_FAILED, message, hint=hint, param="exports")

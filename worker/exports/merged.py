@@ -158,7 +158,9 @@ def rewrite(entry: Entry, data: bytearray, dtype: torch.dtype, delta: torch.Tens
     if delta.shape != weight.shape:
         raise misfit(f"{entry.name} is {[*weight.shape]}, its change {[*delta.shape]}")
     weight += delta.to(dtype)
-    if not weight.isfinite().all():
+    if not all(
+        extreme.isfinite() for extreme in torch.aminmax(weight)
+    ):  # a NaN is both; isfinite on all of it is ten times slower
         raise not_finite(entry.name)
     return weight
 

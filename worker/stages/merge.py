@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+import torch
+
 from app.jobs.spec import JobSpec
 from app.jobs.states import Stage
 from worker.data import base_models
@@ -21,6 +23,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     dtype = merged.merged_dtype(shards)
     reason = merged.reason_for_peft(adapter, base, shards)
     if reason is None:
+        torch.set_num_threads(1)  # sums of small tensors wait for memory: more threads only spin
         tied, digests = None, merged.merge(adapter, shards, into, progress_to(report))
     else:
         from worker.exports import merged_by_peft  # costs the import of transformers and peft
