@@ -81,10 +81,10 @@ def make_rows(guests: list[str], count: int, seed: int) -> Iterator[dict]:
 
 
 def make_booking(dice: random.Random, guest: str) -> tuple[str, str]:
-    """A guest's sentence and the ticket that belongs to it. Two bookings in five carry a wish."""
+    """A guest's sentence and the ticket that belongs to it. Three bookings in ten carry a wish."""
     party, day = dice.randrange(len(PARTIES)), dice.choice(DAYS)
     hour, minutes = dice.choice(HOURS), dice.choice(MINUTES)
-    wish = dice.choice(list(WISHES)) if dice.random() < 0.4 else None
+    wish = dice.choice(list(WISHES)) if dice.random() < 0.3 else None
     question = dice.choice(PHRASES).format(
         party=PARTIES[party], day=day, time=f"{hour}{minutes} pm", wish=f" {wish}" if wish else "", guest=guest
     )
