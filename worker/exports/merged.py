@@ -70,7 +70,7 @@ def read_shards(base: Path) -> Shards:
     """The files that hold a model's weights, and the tensors in each."""
     index = base / "model.safetensors.index.json"
     names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    return {base / name: read_entries(base / name) for name in sorted(names)}
+    return {base / name: read_entries(base / name) for name in sorted(Path(name).name for name in names)}
 
 
 def reason_for_peft(adapter: Adapter, base: Path, shards: Shards) -> str | None:

@@ -39,8 +39,11 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
 def find_base(spec: JobSpec, inputs: Inputs, report: Report) -> Path:
     """The folder of the base model that the adapter was trained on, at the same revision."""
     revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
-    places = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
-    return base_models.fetch(spec.base_model, revision, **places, token=inputs.secrets.get("hub_token"), report=report).path
+    token = inputs.secrets.get(spec.hub_token.removeprefix("secret:")) if spec.hub_token else None
+    base = base_models.fetch(
+        spec.base_model, revision, cache_dir=inputs.cache_dir, models_dir=inputs.models_dir, token=token, report=report
+    )
+    return base.path
 
 
 def progress_to(report: Report) -> merged.Progress:
