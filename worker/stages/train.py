@@ -29,7 +29,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     device = open_device(inputs.device_memory_bytes)
     settled = settle(spec, device)
     report("resolved", spec={"training": settled.training.model_dump(include={"precision", "memory", "optimizer", "engine"})})
-    places = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
+    places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
     revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
     base = base_models.fetch(spec.base_model, revision, **places, token=inputs.secrets.get("hub_token"), report=report)
     ready = make_run(settled, inputs, device, base, plan, out, report)
@@ -42,8 +42,9 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
 def refuse_unavailable(spec: JobSpec) -> None:
     if spec.lora.modules_to_save:
         message = "lora.modules_to_save is not available yet. Leave it empty."
-        patch = {"lora": {"modules_to_save": []}}
-        raise StageFailure(FailureCode.NOT_AVAILABLE, message, param="lora.modules_to_save", patch=patch)
+        raise StageFailure(
+            FailureCode.NOT_AVAILABLE, message, param="lora.modules_to_save", patch={"lora": {"modules_to_save": []}}
+        )
 
 
 def open_plan(inputs: Inputs) -> Plan:

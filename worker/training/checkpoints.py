@@ -64,8 +64,12 @@ def flush(path: Path) -> None:
 
 def prune(folder: Path, keep: int) -> None:
     """Leaves the `keep` newest."""
-    for path in sorted(folder.glob("step-*"))[:-keep]:
+    for path in sorted(folder.glob("step-*"), key=step_of)[:-keep]:
         shutil.rmtree(path)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def newest(earlier: list[Path], identity: dict[str, Any], report: Report) -> Che
     A damaged one, and one of a run with other data or settings, is passed over with a warning.
     """
     candidates = [path for out in earlier for path in (out / "checkpoints").glob("step-*")]
-    for path in sorted(candidates, key=lambda path: int(path.name.removeprefix("step-")), reverse=True):
+    for path in sorted(candidates, key=step_of, reverse=True):
         try:
             manifest = read(path)
         except Incomplete as reason:

@@ -57,7 +57,7 @@ def answer(
             texts = generate(model, prompts, stops, max(lengths[index] for index in group), device)
             for index, ids in zip(group, texts, strict=True):
                 stop = next((at for at, token in enumerate(ids) if token in samples[index]["stop_token_ids"]), len(ids))
-                answers[index] = tokenizer.decode(ids[: min(stop, lengths[index])], skip_special_tokens=True).strip()
+                answers[index] = str(tokenizer.decode(ids[: min(stop, lengths[index])], skip_special_tokens=True)).strip()
     return answers
 
 

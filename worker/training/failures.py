@@ -45,6 +45,8 @@ def smaller(spec: JobSpec, training: bool) -> tuple[str, dict | None, str]:
 def lost_loss(spec: JobSpec, step: int, bf16_is_possible: bool) -> StageFailure:
     """The loss or the gradient is no number any more."""
     settings = spec.training
+    param: str
+    patch: dict
     if settings.precision == "fp16" and bf16_is_possible:
         param, patch, advice = "training.precision", {"training": {"precision": "bf16"}}, "Set training.precision to bf16."
     else:

@@ -6,6 +6,7 @@ SFTTrainer keeps the loop: accumulation, mixed precision, clipping, optimizer, s
 
 import json
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
+from worker.data.plan import Plan
 from worker.stages import StageStopped
 from worker.training import Run, Trained, checkpoints, evaluation, failures
 from worker.training.batches import Batch, PlanRows, RowOrder, collate, count_rows
@@ -86,39 +88,44 @@ def train_adapter(run: Run, model: PeftModel) -> Trained:
 def measure(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, adapter: bool) -> tuple[float | None, list[str]]:
     """The held-out loss, None without validation rows, and the answers to the samples."""
     which = "trained" if adapter else "base"
-    options: dict[str, Any] = {"precision": run.spec.training.precision, "device": run.device, "adapter": adapter}
     loss, answers = None, []
     if run.validation:
         run.report("progress", message=f"Measuring the held-out loss of the {which} model")
-        loss = evaluation.held_out_loss(model, run.validation, batch_size=run.spec.training.batch_size, **options)
+        loss = measure_loss(run, model, run.validation, adapter=adapter)
     if run.samples:
         run.report("progress", message=f"Answering {len(run.samples)} held-out prompts with the {which} model")
-        answers = evaluation.answer(model, tokenizer, run.samples, **options)
+        precision = run.spec.training.precision
+        answers = evaluation.answer(model, tokenizer, run.samples, precision=precision, device=run.device, adapter=adapter)
     return loss, answers
+
+
+def measure_loss(run: Run, model: PeftModel, rows: Plan, *, adapter: bool) -> float:
+    training = run.spec.training
+    return evaluation.held_out_loss(
+        model, rows, batch_size=training.batch_size, precision=training.precision, device=run.device, adapter=adapter
+    )
 
 
 class PlanTrainer(SFTTrainer):
     """SFTTrainer whose rows, loss and checkpoints are ours."""
 
     def __init__(self, run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase, counters: Counters):
-        self.run = run
+        self.run, self.adapted = run, model
         self.progress = Progress(counters, run)
         self.saved_step = counters.step
         self._head = model.get_output_embeddings().weight
+        exact = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
         super().__init__(
             model=model,
             args=arguments(run),
-            train_dataset=Dataset.from_dict(
-                {"row": range(run.plan.rows)}
-            ),  # SFTTrainer wants one; get_train_dataloader decides
-            data_collator=collate,
+            train_dataset=Dataset.from_dict({"row": [0]}),  # SFTTrainer wants one; get_train_dataloader does not use it
+            data_collator=collate,  # type: ignore[arg-type]
             processing_class=tokenizer,
             callbacks=[StepCallback(self)],
         )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the window's tokens, so not by its micro-batches again
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()  # trl rounds the adapters of a quantised model to bf16
+        for weight, data in exact:
+            weight.data = data  # trl rounds the adapters of a quantised model to bf16
 
     def get_train_dataloader(self) -> DataLoader:
         training, plan = self.run.spec.training, self.run.plan
@@ -138,7 +145,7 @@ class PlanTrainer(SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         with autocast(self.run.spec.training.precision, self.run.device):
-            hidden = last_hidden(self.model, inputs["input_ids"], inputs["position_ids"])
+            hidden = last_hidden(self.adapted, inputs["input_ids"], inputs["position_ids"])
             chosen = hidden.flatten(0, 1).index_select(0, inputs["sources"])
             loss = summed_cross_entropy(chosen, self._head, inputs["targets"]) / max(1, num_items_in_batch)
         self.progress.meter.sample()
@@ -148,26 +155,23 @@ class PlanTrainer(SFTTrainer):
         super().log(logs, start_time)
         self.state.log_history.clear()  # it would grow into every checkpoint
         if "loss" in logs:
-            every = self.run.spec.evaluation.every_steps
-            due = bool(self.run.validation and every and self.state.global_step % every == 0)
+            every, rows = self.run.spec.evaluation.every_steps, self.run.validation
+            evaluate = None
+            if rows and every and self.state.global_step % every == 0:
+                evaluate = partial(measure_loss, self.run, self.adapted, rows, adapter=True)
             self.progress.step_done(
                 loss=logs["loss"],
                 learning_rate=logs["learning_rate"],
                 grad_norm=logs["grad_norm"],
-                evaluate=self._held_out_loss if due else None,
+                evaluate=evaluate,
             )
-
-    def _held_out_loss(self) -> float:
-        training = self.run.spec.training
-        options: dict[str, Any] = {"batch_size": training.batch_size, "precision": training.precision}
-        return evaluation.held_out_loss(self.model, self.run.validation, **options, device=self.run.device, adapter=True)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # its count walks over every parameter in each micro-step and nobody reads it
 
     def save_unless_saved(self) -> None:
         if self.saved_step != self.state.global_step:
-            self._save_checkpoint(self.model, None)
+            self._save_checkpoint(self.adapted, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run, step = self.run, self.state.global_step
@@ -180,7 +184,7 @@ class PlanTrainer(SFTTrainer):
 
     def _fill(self, folder: Path) -> None:
         """The files that Trainer reads on resume, none of which needs a pickle to be trusted."""
-        save_adapter(self.model, folder)
+        save_adapter(self.adapted, folder)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
@@ -188,7 +192,7 @@ class PlanTrainer(SFTTrainer):
         (folder / COUNTERS).write_text(json.dumps(asdict(self.progress.counters)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_adapter(self.model, Path(resume_from_checkpoint))
+        load_adapter(self.adapted, Path(resume_from_checkpoint))
 
 
 class StepCallback(TrainerCallback):

@@ -57,9 +57,10 @@ def save_plan(folder: Path, documents: list[Document], *, max_seq_length: int = 
     return folder
 
 
-def make_spec(**training: Any) -> JobSpec:
+def make_spec(more: dict[str, Any] | None = None, **training: Any) -> JobSpec:
+    """`more` are other parts of the spec."""
     settings = {"max_seq_length": 64, "learning_rate": 5e-3, "max_steps": 4, "warmup_steps": 0} | training
-    return JobSpec.model_validate({"base_model": "tiny", "dataset": {"file": "file-1"}, "training": settings})
+    return JobSpec.model_validate({"base_model": "tiny", "dataset": {"file": "file-1"}, "training": settings} | (more or {}))
 
 
 def make_inputs(folder: Path, *, documents: int = 60, validation: bool = False, earlier: list[Path] | None = None) -> Inputs:
