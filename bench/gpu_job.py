@@ -16,12 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from client.api import Client
+from client.api import Client, ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
 PORT = 8766
 LIMIT_GIB = 2.2
-WORDS = "the model learns what it is shown and a careful person checks every answer before it is sent to people".split()
+WORDS = ("the", "model", "learns", "what", "it", "is", "shown", "and", "every", "answer", "gets", "checked", "by", "people")
 
 
 def main() -> None:
@@ -77,13 +77,20 @@ def make_spec(arguments: argparse.Namespace, file: str, precision: str) -> dict:
 
 
 def wait_until_ready() -> Client:
-    client = Client(f"http://127.0.0.1:{PORT}", None)
+    client = Client(f"http://127.0.0.1:{PORT}")
     deadline = time.monotonic() + 90
-    while not client.is_ready():
+    while not is_ready(client):
         if time.monotonic() > deadline:
             raise SystemExit("the service did not get ready")
         time.sleep(0.2)
     return client
+
+
+def is_ready(client: Client) -> bool:
+    try:
+        return len(client.workers()) == 3
+    except ClientError:
+        return False
 
 
 def run_job(client: Client, spec: dict) -> dict:
@@ -101,7 +108,7 @@ def print_row(precision: str, job: dict) -> None:
     verdict = "fits" if job["status"] == "succeeded" and gib["peak"] <= LIMIT_GIB else "DOES NOT FIT"
     print(
         f"{precision}: {job['status']}, {memory.get('device')}, start {gib['start']:.3f} GiB, peak {gib['peak']:.3f} GiB "
-        f"({verdict} {LIMIT_GIB} GiB), training {gib['training']:.3f} GiB, {progress.get('tokens_per_second')} tokens/s [{stages}]"
+        f"({verdict} {LIMIT_GIB} GiB), training {gib['training']:.3f} GiB, {progress.get('tokens_per_second')} tok/s [{stages}]"
         + (f" error {job['error']}" if job["error"] else ""),
         flush=True,
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from client.api import Client
+from client.api import Client, ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONVERTER_DIR = Path(sys.prefix) / "share" / "tunesmith" / "llama.cpp"
@@ -34,10 +34,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tunesmith-overhead-") as name:
         folder = Path(name)
         data = folder / "rows.jsonl"
-        subprocess.run([sys.executable, ROOT / "examples" / "make_data.py", "--out", data], check=True)
+        subprocess.run([sys.executable, ROOT / "examples" / "make_data.py", data], check=True)
         service = start_service(folder)
         try:
-            client = Client(f"http://127.0.0.1:{PORT}", None)
+            client = Client(f"http://127.0.0.1:{PORT}")
             file = client.upload(data)
             model = warm_up(client, file["id"])
             for steps in arguments.steps:
@@ -51,9 +51,9 @@ def main() -> None:
 def start_service(folder: Path) -> psutil.Popen:
     command = [sys.executable, "-m", "app.up", "--data-dir", folder / "data", "--port", str(PORT)]
     service = psutil.Popen([str(part) for part in command], cwd=ROOT)
-    client = Client(f"http://127.0.0.1:{PORT}", None)
+    client = Client(f"http://127.0.0.1:{PORT}")
     deadline = time.monotonic() + 60
-    while not client.is_ready():
+    while not is_ready(client):
         if time.monotonic() > deadline:
             raise SystemExit("the service did not get ready")
         time.sleep(0.2)
@@ -74,6 +74,13 @@ def warm_up(client: Client, file: str) -> Path:
     run_job(client, make_spec(file, 1) | {"exports": [{"kind": "adapter"}]})
     cache = Path(os.environ.get("TUNESMITH_CACHE_DIR", Path.home() / ".cache" / "tunesmith"))
     return next(path.parent for path in cache.rglob("config.json") if "smollm2-135m-instruct" in str(path))
+
+
+def is_ready(client: Client) -> bool:
+    try:
+        return len(client.workers()) == 3
+    except ClientError:
+        return False
 
 
 def run_job(client: Client, spec: dict) -> dict:
