@@ -131,22 +131,29 @@ def line(console: Console, text: str, *, style: str | None = None) -> None:
 
 
 def progress(data: dict[str, Any], loss: float | None = None) -> str:
-    """`train  120/600  loss 0.910  6410 tokens/s  0:20:27 left`, as far as it is known."""
+    """`train  120/600  loss 0.910  6410 tokens/s  0:20:27 left`, or the stage's own words outside the optimizer's steps."""
     if data["queue_position"] is not None:
         return f"waiting for a worker, place {data['queue_position']}"
+    if data["status"] != "running":
+        return ""
     numbers = data["progress"] or {}
     parts = [data["stage"] or ""]
-    if numbers.get("total_steps"):
-        parts.append(f"{numbers.get('step') or 0}/{numbers['total_steps']}")
+    if not is_stepping(data):
+        return "  ".join([*parts, numbers["message"]] if numbers.get("message") else parts)
+    parts.append(f"{numbers['step']}/{numbers['total_steps']}")
     if loss is not None:
         parts.append(f"loss {loss:.3f}")
     if numbers.get("tokens_per_second"):
         parts.append(f"{numbers['tokens_per_second']:.0f} tokens/s")
     if numbers.get("eta_seconds") is not None:
         parts.append(f"{seconds(numbers['eta_seconds'])} left")
-    if numbers.get("message"):
-        parts.append(numbers["message"])
-    return "  ".join(parts) if data["status"] == "running" else ""
+    return "  ".join(parts)
+
+
+def is_stepping(data: dict[str, Any]) -> bool:
+    """Whether the optimizer has begun and not finished; the job keeps its last numbers, and its last message, after that."""
+    numbers = data["progress"] or {}
+    return data["stage"] == "train" and 0 < (numbers.get("step") or 0) < (numbers.get("total_steps") or 0)
 
 
 def percent(data: dict[str, Any]) -> str | None:

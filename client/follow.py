@@ -63,15 +63,10 @@ def show_live(client: Client, looks: Iterator[Look], console: Console) -> dict[s
         for job, events in looks:
             for event in events:
                 display.event(console, event)
-            numbers = job["progress"] or {}
+            numbers = job["progress"] if display.is_stepping(job) else {}
             description = display.progress(job, last_loss(client, job)) or job["status"]
-            bar.update(
-                task,
-                description=description,
-                completed=numbers.get("step") or 0,
-                total=numbers.get("total_steps"),
-                refresh=True,
-            )
+            bar.tasks[0].total = numbers.get("total_steps")  # `update` cannot make it unknown again
+            bar.update(task, description=description, completed=numbers.get("step", 0), refresh=True)
     return job
 
 
@@ -88,7 +83,7 @@ def show_lines(client: Client, looks: Iterator[Look], console: Console) -> dict[
 
 
 def last_loss(client: Client, job: dict[str, Any]) -> float | None:
-    if job["stage"] != "train" or job["status"] != "running":
+    if not display.is_stepping(job):
         return None
     losses = [point["loss"] for point in client.metrics(job["id"], max_points=10) if point["loss"] is not None]
     return losses[-1] if losses else None
