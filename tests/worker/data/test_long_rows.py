@@ -1,0 +1,77 @@
+import pytest
+from tiny_tokenizer import STOP, make_tokenizer
+
+from worker.data.long_rows import Losses, fit
+from worker.data.masks import Encoder
+
+SYSTEM = {"role": "system", "content": "brown fox"}
+
+
+def conversation(*answers, system=True):
+    turns = [SYSTEM] if system else []
+    for answer in answers:
+        turns += [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": answer}]
+    return turns
+
+
+def fit_one(sample, max_seq_length, policy):
+    losses = Losses()
+    encoder = Encoder(make_tokenizer(), assistant_only=True, eos_token_ids={STOP})
+    [documents] = fit([sample], encoder, max_seq_length=max_seq_length, policy=policy, losses=losses)
+    return [make_tokenizer().decode(document.input_ids) for document in documents], losses, documents
+
+
+def length_of(sample):
+    _, _, [document] = fit_one(sample, 10_000, "split")
+    return len(document.input_ids)
+
+
+def test_split_parts_at_turns_and_keeps_the_system_turn():
+    whole = conversation("the dog", "the fox", "the lazy dog")
+    room = length_of(conversation("the dog", "the fox"))
+    texts, losses, documents = fit_one(whole, room, "split")
+    assert texts == [
+        fit_one(part, 10_000, "split")[0][0] for part in (conversation("the dog", "the fox"), conversation("the lazy dog"))
+    ]
+    assert vars(losses) == {"split": 1, "cut": 0, "dropped": 0}
+    assert len(documents[0].input_ids) == room
+    one_less, _, _ = fit_one(whole, room - 1, "split")
+    assert len(one_less) == 3 or length_of(conversation("the fox", "the lazy dog")) <= room - 1
+
+
+def test_an_exchange_that_is_too_long_is_cut():
+    sample = conversation("dog " * 50)
+    texts, losses, [document] = fit_one(sample, 60, "split")
+    assert len(document.input_ids) == 60
+    assert document.trained.any()
+    assert vars(losses) == {"split": 0, "cut": 1, "dropped": 0}
+    assert fit_one(sample, 60, "cut")[0] == texts
+
+
+def test_a_row_whose_question_fills_it_is_lost_and_counted():
+    _, losses, documents = fit_one(
+        [{"role": "user", "content": "dog " * 50}, {"role": "assistant", "content": "a"}], 20, "split"
+    )
+    assert documents == []
+    assert vars(losses) == {"split": 0, "cut": 0, "dropped": 1}
+
+
+def test_drop_leaves_long_rows_out():
+    _, losses, documents = fit_one(conversation("the dog", "the fox"), 20, "drop")
+    assert documents == []
+    assert losses.dropped == 1
+
+
+@pytest.mark.parametrize("policy", ["split", "cut", "drop"])
+def test_what_fits_is_left_alone(policy):
+    sample = conversation("the dog")
+    texts, losses, _ = fit_one(sample, length_of(sample), policy)
+    assert len(texts) == 1
+    assert vars(losses) == {"split": 0, "cut": 0, "dropped": 0}
+
+
+def test_texts_are_split_where_a_row_is_full():
+    texts, losses, documents = fit_one("the lazy dog " * 20, 16, "split")
+    assert "".join(texts) == "the lazy dog " * 20 + "<|im_end|>"
+    assert all(len(document.input_ids) <= 16 for document in documents)
+    assert (losses.split, losses.cut) == (1, 0)
