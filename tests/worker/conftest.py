@@ -1,9 +1,15 @@
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from sqlalchemy import Engine
-from supervising import Supervised
+from supervising import StartWorker, Supervised
 
+from app.broker import Broker
+from app.reaper import Reaper
 from app.settings import Settings
 
 
@@ -25,3 +31,38 @@ def supervised(
 def no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings leave for a transport inside this process."""
     monkeypatch.setenv("TUNESMITH_BROKER_URL", "memory://")
+
+
+@pytest.fixture
+def broker(settings: Settings, monkeypatch: pytest.MonkeyPatch, supervised: Supervised) -> Iterator[redis.Redis]:
+    """The embedded broker. Pytest's long paths also try the short path that stands in for them."""
+    monkeypatch.delenv("TUNESMITH_BROKER_URL")
+    server = Broker(settings.broker_socket, settings.root / "broker", settings.root / "broker.log")
+    server.start()
+    yield redis.Redis(unix_socket_path=str(settings.broker_socket))
+    server.stop()
+
+
+@pytest.fixture
+def start_worker(broker: redis.Redis, tmp_path: Path) -> Iterator[StartWorker]:
+    started = []
+
+    def start(queues: str) -> subprocess.Popen:
+        with (tmp_path / f"worker-{len(started)}.log").open("w") as log:
+            process = subprocess.Popen([sys.executable, "-m", "worker.main", "--queues", queues], stdout=log, stderr=log)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def reaper(supervised: Supervised) -> Iterator[Reaper]:
+    supervised.settings.reaper_seconds = 0.3
+    reaper = Reaper(supervised.engine, supervised.settings)
+    reaper.start()
+    yield reaper
+    reaper.stop()

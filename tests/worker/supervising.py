@@ -1,6 +1,7 @@
 """A supervisor on a database of its own, with stages that each test scripts."""
 
 import hashlib
+import subprocess
 import textwrap
 import threading
 import time
@@ -21,6 +22,8 @@ from app.models import Blob, Event, File, Job, StageRun
 from app.settings import Settings
 from app.storage import Storage
 from worker.runner import Runner, work
+
+StartWorker = Callable[[str], subprocess.Popen]
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:

@@ -2,60 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import redis
 from sqlmodel import select
-from supervising import Supervised, is_gone, wait_until
+from supervising import StartWorker, Supervised, is_gone, wait_until
 
-from app.broker import Broker
 from app.db import write_session
 from app.jobs.states import JobStatus, Resource, StageStatus
 from app.models import Worker
 from app.queue import ring
 from app.reaper import Reaper
-from app.settings import Settings
-
-Start = Callable[[str], subprocess.Popen]
-
-
-@pytest.fixture
-def broker(settings: Settings, monkeypatch: pytest.MonkeyPatch, supervised: Supervised) -> Iterator[redis.Redis]:
-    """The embedded broker. Pytest's long paths also try the short path that stands in for them."""
-    monkeypatch.delenv("TUNESMITH_BROKER_URL")
-    server = Broker(settings.broker_socket, settings.root / "broker", settings.root / "broker.log")
-    server.start()
-    yield redis.Redis(unix_socket_path=str(settings.broker_socket))
-    server.stop()
-
-
-@pytest.fixture
-def start_worker(broker: redis.Redis, tmp_path: Path) -> Iterator[Start]:
-    started = []
-
-    def start(queues: str) -> subprocess.Popen:
-        with (tmp_path / f"worker-{len(started)}.log").open("w") as log:
-            process = subprocess.Popen([sys.executable, "-m", "worker.main", "--queues", queues], stdout=log, stderr=log)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def reaper(supervised: Supervised) -> Iterator[Reaper]:
-    supervised.settings.reaper_seconds = 0.3
-    reaper = Reaper(supervised.engine, supervised.settings)
-    reaper.start()
-    yield reaper
-    reaper.stop()
 
 
 def list_workers(supervised: Supervised) -> list[Worker]:
@@ -77,7 +34,7 @@ def test_the_bell_rings_after_the_commit_and_not_after_a_rollback(supervised: Su
     assert broker.llen("gpu") == 0
 
 
-def test_a_ring_wakes_a_worker_and_a_worker_finds_what_waited_for_it(supervised: Supervised, start_worker: Start) -> None:
+def test_a_ring_wakes_a_worker_and_a_worker_finds_what_waited_for_it(supervised: Supervised, start_worker: StartWorker) -> None:
     supervised.script("values['pid'] = os.getppid()")
     first = supervised.submit()
     broker_knows_nothing = redis.Redis(unix_socket_path=str(supervised.settings.broker_socket))
@@ -94,7 +51,7 @@ def test_a_ring_wakes_a_worker_and_a_worker_finds_what_waited_for_it(supervised:
 
 
 def test_a_killed_worker_takes_its_stage_along_and_another_finishes_the_job(
-    supervised: Supervised, start_worker: Start, reaper: Reaper
+    supervised: Supervised, start_worker: StartWorker, reaper: Reaper
 ) -> None:
     supervised.script("""
         if stage == "prepare" and attempt == 1:
@@ -115,7 +72,9 @@ def test_a_killed_worker_takes_its_stage_along_and_another_finishes_the_job(
     assert first.error and first.error["code"] == "worker_lost"
 
 
-def test_a_frozen_worker_writes_nothing_when_it_wakes(supervised: Supervised, start_worker: Start, reaper: Reaper) -> None:
+def test_a_frozen_worker_writes_nothing_when_it_wakes(
+    supervised: Supervised, start_worker: StartWorker, reaper: Reaper
+) -> None:
     supervised.script("""
         report("progress", pid=os.getpid(), by=(stage, attempt))
         while stage == "prepare" and attempt == 1:
@@ -138,7 +97,7 @@ def test_a_frozen_worker_writes_nothing_when_it_wakes(supervised: Supervised, st
     assert supervised.runs(job_id)[0].status is StageStatus.FAILED
 
 
-def test_a_worker_that_is_told_to_leave_goes_in_order(supervised: Supervised, start_worker: Start) -> None:
+def test_a_worker_that_is_told_to_leave_goes_in_order(supervised: Supervised, start_worker: StartWorker) -> None:
     supervised.script("""
         report("progress", pid=os.getpid())
         with report.holding_stop():
@@ -156,7 +115,7 @@ def test_a_worker_that_is_told_to_leave_goes_in_order(supervised: Supervised, st
     assert list_workers(supervised) == []
 
 
-def test_an_idle_worker_leaves_at_once(supervised: Supervised, start_worker: Start) -> None:
+def test_an_idle_worker_leaves_at_once(supervised: Supervised, start_worker: StartWorker) -> None:
     worker = start_worker("notify")
     wait_until(lambda: list_workers(supervised))
     os.kill(worker.pid, signal.SIGTERM)
