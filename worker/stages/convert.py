@@ -6,7 +6,7 @@ from pathlib import Path
 from app.jobs.spec import Export, JobSpec
 from app.jobs.states import Stage
 from worker.exports import EXPORTERS
-from worker.stages import Inputs, Outcome, Report
+from worker.stages import Inputs, Outcome, Report, StageFailure
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
@@ -14,7 +14,12 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     files = []
     for export in wanted(spec):
         exporter = importlib.import_module(EXPORTERS[export.kind])
-        files.append(exporter.export(export, model, out, inputs, report))
+        try:
+            files.append(exporter.export(export, model, out, inputs, report))
+        except StageFailure as failure:
+            others = [other.model_dump() for other in spec.exports if other.kind != export.kind]
+            failure.patch = {"exports": others or [{"kind": "merged"}]}
+            raise
     return Outcome({"files": [file.name for file in files]}, files)
 
 

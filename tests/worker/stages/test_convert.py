@@ -176,6 +176,7 @@ def test_a_failing_converter_fails_the_conversion(model, tmp_path, script, messa
     with pytest.raises(StageFailure, match=message) as failure:
         convert(model, tmp_path / "out", "f16", converter=fake_converter(tmp_path, script))
     assert (failure.value.code, failure.value.param) == (FailureCode.CONVERSION_FAILED, "exports")
+    assert failure.value.patch == {"exports": [{"kind": "adapter"}]}
 
 
 def test_a_cut_off_gguf_is_refused(model, converted, tmp_path):

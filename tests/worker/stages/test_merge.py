@@ -255,9 +255,8 @@ def test_memory_does_not_grow_with_the_model(models, tmp_path):
     base = save_base(models)
     small = peak_bytes(models, save_adapter(base, tmp_path / "small"), tmp_path / "first")
     base.rename(tmp_path / "tiny")
-    base = save_base(models, tied=False, hidden_size=512, intermediate_size=1408, num_hidden_layers=36, shard="32MB")
+    base = save_base(models, tied=False, hidden_size=512, intermediate_size=1408, num_hidden_layers=27, shard="20MB")
     shards = [path.stat().st_size for path in base.glob("*.safetensors")]
     assert len(shards) > 5
     large = peak_bytes(models, save_adapter(base, tmp_path / "large"), tmp_path / "second")
-    print(small, large, shards)
-    assert large - small < max(shards)
+    assert large - small < 2 * max(shards) < sum(shards) / 3
