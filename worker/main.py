@@ -5,7 +5,9 @@ Asked to leave (TERM, INT, QUIT), it lets its stage save, gives the run back and
 
 import logging
 import signal
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from celery.signals import worker_ready
@@ -25,6 +27,8 @@ ALONE = {"without_gossip": True, "without_mingle": True, "without_heartbeat": Tr
 
 def main() -> None:
     settings = read_worker_flags()
+    if settings.queues != ["notify"] and find_spec("torch") is None:
+        sys.exit("This worker runs stages, which need torch and more: pip install 'tunesmith[worker]'")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     engine = make_engine(settings.service.database)
     worker = describe_worker(settings.queues)

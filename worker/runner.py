@@ -5,6 +5,7 @@ cancelled; none is open in between. The fence is checked first in each: a run th
 is written about it.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -98,7 +99,15 @@ def carry_out(runner: Runner, claim: Claim) -> None:
     request = insist(runner, lambda session: begin(session, runner, claim))
     if request is None:
         return
-    process = StageProcess(claim.folder, request, secrets={})
+    try:
+        process = StageProcess(claim.folder, request, secrets={})
+    except OSError as problem:
+        log.exception("%s could not start", claim.folder)
+        failed = Remains(
+            Ending.BY_ITSELF, failure_of("The stage could not start", problem), [], claim.folder / "out", "", False
+        )
+        put_away(runner, claim, failed)
+        return
     try:
         ending, position = attend(runner, claim, process)
     finally:
@@ -113,14 +122,21 @@ def put_away(runner: Runner, claim: Claim, remains: Remains) -> None:
         insist(runner, lambda session: settle(session, runner.storage, claim.run_id, claim.fence, remains))
     except (OSError, ValueError) as problem:
         log.exception("the results of %s could not be published", claim.folder)
-        failed = replace(remains, result={"status": "failed", "error": unpublished(problem)})
+        failed = replace(remains, result=failure_of("The stage's results could not be stored", problem))
         insist(runner, lambda session: settle(session, runner.storage, claim.run_id, claim.fence, failed))
 
 
-def unpublished(problem: Exception) -> dict[str, Any]:
-    message = f"The stage's results could not be stored: {problem}"
-    hint = "Check the space and the permissions of the data folder, then retry the job."
-    return {"code": FailureCode.INTERNAL, "message": message, "hint": hint, "param": None, "patch": None}
+def failure_of(what: str, problem: Exception) -> dict[str, Any]:
+    """The result that a stage would have written, had it been at fault."""
+    full = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
+    error = {
+        "code": FailureCode.DISK_FULL if full else FailureCode.INTERNAL,
+        "message": f"{what}: {problem}",
+        "hint": "Check the space and the permissions of the data folder, then retry the job.",
+        "param": None,
+        "patch": None,
+    }
+    return {"status": "failed", "error": error}
 
 
 def insist(runner: Runner, write: Callable[[Session], T]) -> T:

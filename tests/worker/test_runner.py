@@ -319,6 +319,16 @@ def test_results_that_are_not_what_the_stage_said_fail_the_job(supervised: Super
         assert session.exec(select(Artifact)).all() == []
 
 
+def test_a_stage_that_cannot_start_fails_the_job(supervised: Supervised) -> None:
+    job_id = supervised.submit()
+    supervised.storage.job_folder(job_id).parent.mkdir(parents=True)
+    supervised.storage.job_folder(job_id).write_text("in the way")
+    supervised.work()
+    job = supervised.job(job_id)
+    assert job.status is JobStatus.FAILED and job.error
+    assert job.error["code"] == "internal" and "could not start" in job.error["message"]
+
+
 def test_an_inspection_stores_its_report_with_the_file(supervised: Supervised) -> None:
     supervised.script("""
         assert spec is None
