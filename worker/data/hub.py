@@ -27,12 +27,8 @@ def hub_errors(what: str, *, param: str, revision_param: str, not_found: Failure
     try:
         yield
     except errors.GatedRepoError as problem:
-        raise StageFailure(
-            FailureCode.MODEL_GATED if not_found == FailureCode.MODEL_NOT_FOUND else FailureCode.HUB_UNAUTHORIZED,
-            f"The {what} is gated and your token has no access to it.",
-            hint="Accept its terms on its hub page, store a token of that account as a secret and name it in hub_token.",
-            param="hub_token",
-        ) from problem
+        is_model = not_found == FailureCode.MODEL_NOT_FOUND
+        raise no_access(what, FailureCode.MODEL_GATED if is_model else FailureCode.HUB_UNAUTHORIZED) from problem
     except errors.RevisionNotFoundError as problem:
         raise StageFailure(
             not_found,
@@ -59,6 +55,11 @@ def hub_errors(what: str, *, param: str, revision_param: str, not_found: Failure
         raise unavailable(what, f"it answered with status {status}") from problem
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) as problem:
         raise unavailable(what, type(problem).__name__) from problem
+
+
+def no_access(what: str, code: FailureCode) -> StageFailure:
+    hint = "Accept its terms on its hub page, store a token of that account as a secret and name it in hub_token."
+    return StageFailure(code, f"The {what} is gated and your token has no access to it.", hint=hint, param="hub_token")
 
 
 def unavailable(what: str, reason: str) -> StageFailure:

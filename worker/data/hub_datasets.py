@@ -7,7 +7,7 @@ from typing import Any
 
 from app.jobs.spec import HubDataset
 from app.jobs.states import FailureCode
-from worker.data.hub import hub_errors
+from worker.data.hub import hub_errors, no_access
 from worker.data.rows import Row
 from worker.stages import StageFailure
 
@@ -36,7 +36,8 @@ def open_hub_dataset(
         dataset_errors(source),
     ):
         commit = str(HfApi(token=token).dataset_info(source.repo, revision=source.revision).sha)
-        folder = cache_dir / "datasets"
+        # A folder for each commit: where the hub fails half-way, `datasets` falls back on any commit that it finds here.
+        folder = cache_dir / "datasets" / source.repo.replace("/", "--") / commit
         download = DownloadConfig(cache_dir=folder / "downloads", token=token)
         builder = load_dataset_builder(
             source.repo, source.config, revision=commit, cache_dir=str(folder), download_config=download, token=token
@@ -58,14 +59,19 @@ def open_hub_dataset(
 
 @contextmanager
 def dataset_errors(source: HubDataset) -> Iterator[None]:
-    """What `datasets` raises by itself, beside the hub's own errors."""
+    """What `datasets` raises by itself; the hub's own errors go through."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         yield
     except DatasetNotFoundError as problem:
-        message = f"The data set {source.repo} cannot be read from the hub."
-        raise StageFailure(FailureCode.DATASET_NOT_FOUND, message, param="dataset.hub.repo") from problem
+        # The hub's own error is cut off here; what it was is only in the text.
+        if "gated" in str(problem):
+            raise no_access(f"data set {source.repo}", FailureCode.HUB_UNAUTHORIZED) from problem
+        raise not_readable(source, str(problem)) from problem
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        raise
     except DatasetGenerationError as problem:
         raise not_readable(source, str(problem.__cause__ or problem)) from problem
     except FileNotFoundError as problem:

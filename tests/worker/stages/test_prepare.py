@@ -1,0 +1,226 @@
+"""The stage as the supervisor runs it: a process of its own, on an attempt directory."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hub_server import HubServer
+
+from worker.data import built_in_model
+from worker.data.gguf_weights import read_gguf
+from worker.data.plan import Plan
+from worker.data.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory):
+    """The built-in model's tokenizer with a config: all of a base model that this stage reads, beside the weights' presence."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    folder.mkdir()
+    metadata, _ = read_gguf(built_in_model.source_file())
+    for name, content in built_in_model.json_files(metadata).items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"])
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    return folder.parent
+
+
+@pytest.fixture
+def prepare(tmp_path, models_dir):
+    """Runs the stage on rows, given as JSONL, with changes to the spec; its result, its reports and its out folder."""
+
+    def run(rows=None, *, environment=None, secrets=None, **spec):
+        attempt = tmp_path / f"attempt{len(list(tmp_path.iterdir()))}"
+        attempt.mkdir()
+        file = None
+        if rows is not None:
+            file = tmp_path / "blob"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            spec["dataset"] = {"file": "file-1"} | spec.get("dataset", {})
+        inputs = {
+            "cache_dir": str(tmp_path / "cache"),
+            "models_dir": str(models_dir),
+            "converter_dir": "",
+            "title": "job",
+            "file": file and str(file),
+            "filename": "rows.jsonl",
+            "folders": {},
+            "values": {},
+            "earlier": [],
+            "device_memory_bytes": None,
+        }
+        request = {"stage": "prepare", "spec": {"base_model": "small"} | spec, "inputs": inputs}
+        (attempt / "input.json").write_text(json.dumps(request))
+        done = subprocess.run(
+            [sys.executable, "-m", "worker.stages", str(attempt)],
+            input=json.dumps(secrets or {}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | (environment or {}),
+        )
+        assert done.returncode == 0, done.stderr
+        events = [json.loads(line) for line in (attempt / "events.jsonl").read_text().splitlines()]
+        return json.loads((attempt / "result.json").read_text()), events, attempt / "out"
+
+    return run
+
+
+def chat(question, answer):
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+ROWS = [chat(f"What is {number} and {number}?", f"It is {2 * number}.") for number in range(40)]
+
+
+def of_kind(events, kind):
+    return [
+        {key: value for key, value in event.items() if key not in ("kind", "time")} for event in events if event["kind"] == kind
+    ]
+
+
+def documents_of(plan, tokenizer):
+    """The trained text of every document, in the plan's order."""
+    texts = []
+    for index in range(plan.rows):
+        row = plan.row(index)
+        starts = [*(row.position_ids == 0).nonzero()[0], len(row.input_ids)]
+        for start, end in pairwise(starts):
+            labels = row.labels[start:end]
+            texts.append(tokenizer.decode(labels[labels >= 0]))
+    return texts
+
+
+def test_rows_become_a_packed_plan(prepare, models_dir):
+    result, events, out = prepare(ROWS, training={"max_seq_length": 128, "seed": 5})
+    plan = Plan.open(out / "plan")
+    assert sorted(documents_of(plan, load_tokenizer(models_dir / "small"))) == sorted(
+        f"It is {2 * n}.<|im_end|>" for n in range(40)
+    )
+    values = result["values"]
+    counts = {
+        key: values["counts"][key] for key in ("rows", "rows_refused", "tokens", "trained_tokens", "rows_cut", "packed_rows")
+    }
+    assert of_kind(events, "data") == [counts]
+    assert counts == {
+        "rows": 40,
+        "rows_refused": 0,
+        "tokens": len(plan.input_ids),
+        "trained_tokens": int(plan.trained.sum()),
+        "rows_cut": 0,
+        "packed_rows": plan.rows,
+    }
+    assert plan.rows < 40
+    assert (plan.facts["seed"], plan.facts["max_seq_length"]) == (5, 128)
+    assert values["base_model"]["name"] == "small"
+    assert (values["plan_sha256"], values["validation"], values["format"]) == (plan.facts["sha256"], False, "sharegpt")
+    assert {"spec": {"dataset": {"format": "sharegpt"}}} in of_kind(events, "resolved")
+    assert prepare(ROWS, training={"max_seq_length": 128, "seed": 5})[0]["values"] == values
+
+
+def test_validation_rows_are_held_out_and_asked(prepare, models_dir):
+    result, _, out = prepare(ROWS, dataset={"validation_fraction": 0.1, "max_samples": 20}, evaluation={"samples": 1})
+    tokenizer = load_tokenizer(models_dir / "small")
+    training = documents_of(Plan.open(out / "plan"), tokenizer)
+    held_out = documents_of(Plan.open(out / "validation"), tokenizer)
+    assert (len(training), len(held_out), result["values"]["validation"]) == (20, 2, True)
+    assert not set(training) & set(held_out)
+    [sample] = [json.loads(line) for line in (out / "validation" / "samples.jsonl").read_text().splitlines()]
+    assert f"{sample['reference']}<|im_end|>" in held_out
+    assert sample["prompt"].endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(sample["prompt_ids"]) == sample["prompt"]
+    assert sample["stop_token_ids"] == [2]
+
+
+def test_refused_rows_fail_the_job_unless_they_are_allowed(prepare):
+    rows = [*ROWS, chat("Why?", ""), {"conversations": 7}]
+    result, _, _ = prepare(rows)
+    error = result["error"]
+    assert (result["status"], error["code"], error["param"]) == ("failed", "dataset_invalid", "dataset.max_refused")
+    assert "2 of 42 rows" in error["message"]
+    assert "Line 41" in error["message"]
+    assert error["patch"] == {"dataset": {"max_refused": 2}}
+    result, events, _ = prepare(rows, dataset={"max_refused": 2})
+    assert (result["values"]["counts"]["rows"], result["values"]["counts"]["rows_refused"]) == (40, 2)
+    assert [warning["code"] for warning in of_kind(events, "warning")] == ["rows_refused"]
+
+
+def test_losses_are_never_silent(prepare):
+    rows = [*ROWS, chat("Tell me.", "word " * 200), ROWS[0]]
+    result, events, _ = prepare(rows, training={"max_seq_length": 64})
+    assert result["values"]["counts"]["rows_cut"] == 1
+    assert {warning["code"] for warning in of_kind(events, "warning")} == {"rows_cut", "duplicate_rows"}
+    result, events, _ = prepare(rows, training={"max_seq_length": 64}, dataset={"long_rows": "drop", "max_samples": 100})
+    assert (result["values"]["counts"]["rows"], result["values"]["counts"]["rows_dropped"]) == (41, 1)
+    assert {warning["code"] for warning in of_kind(events, "warning")} == {"rows_dropped", "duplicate_rows", "fewer_rows"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "spec", "code", "param"),
+    [
+        ([chat("Why?", "")], {"dataset": {"max_refused": 5}}, "dataset_invalid", "dataset.max_refused"),
+        ([chat("word " * 100, "So.")], {"training": {"max_seq_length": 32}}, "dataset_invalid", "training.max_seq_length"),
+        ([{"question": "x"}], {}, "dataset_invalid", "dataset.format"),
+        ([chat("Why?", "So " * 9000)], {"training": {"max_seq_length": 100_000}}, "invalid_spec", "training.max_seq_length"),
+        ([], {}, "dataset_empty", None),
+        (ROWS, {"base_model": "../small"}, "model_not_found", "base_model"),
+    ],
+)
+def test_what_cannot_be_trained_fails_with_its_code(prepare, rows, spec, code, param):
+    result, _, _ = prepare(rows, **spec)
+    assert (result["status"], result["error"]["code"], result["error"]["param"]) == ("failed", code, param)
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    return (tmp_path / "rows.parquet").read_bytes()
+
+
+def test_a_hub_data_set_is_read_at_a_pinned_commit(prepare, hub, parquet, tmp_path):
+    commit = hub.add("datasets", "org/rows", {"README.md": b"# rows", "data/train-00000-of-00001.parquet": parquet})
+    environment = hub.environment | {"HF_HOME": str(tmp_path / "home")}
+    result, events, _ = prepare(dataset={"hub": {"repo": "org/rows"}, "max_samples": 30}, environment=environment)
+    assert result["values"]["counts"]["rows"] == 30
+    assert {"spec": {"dataset": {"hub": {"revision": commit}}}} in of_kind(events, "resolved")
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS[:7]).encode()
+    later = hub.add("datasets", "org/rows", {"train.jsonl": lines})
+    result, events, _ = prepare(dataset={"hub": {"repo": "org/rows"}}, environment=environment)
+    assert result["values"]["counts"]["rows"] == 7
+    assert {"spec": {"dataset": {"hub": {"revision": later}}}} in of_kind(events, "resolved")
+    result, _, _ = prepare(dataset={"hub": {"repo": "org/rows", "revision": commit}}, environment=environment)
+    assert result["values"]["counts"]["rows"] == 40
+
+
+def test_hub_data_sets_that_cannot_be_read_fail_with_their_code(prepare, hub, parquet, tmp_path):
+    hub.add("datasets", "org/rows", {"train.parquet": parquet})
+    hub.add("datasets", "org/script", {"script.py": b"import os"})
+    hub.add("datasets", "org/images", {"a.csv": b"text\nx\n"})
+    hub.add("datasets", "org/gated", {"train.parquet": parquet}, gated=True)
+    environment = hub.environment | {"HF_HOME": str(tmp_path / "home")}
+    cases = [
+        ({"repo": "org/none"}, "dataset_not_found", "dataset.hub.repo"),
+        ({"repo": "org/rows", "revision": "0" * 40}, "dataset_not_found", "dataset.hub.revision"),
+        ({"repo": "org/rows", "split": "test"}, "invalid_spec", "dataset.hub.split"),
+        ({"repo": "org/rows", "config": "other"}, "invalid_spec", "dataset.hub.config"),
+        ({"repo": "org/script"}, "dataset_invalid", "dataset.hub.repo"),
+        ({"repo": "org/images"}, "dataset_invalid", "dataset.hub.repo"),
+        ({"repo": "org/gated"}, "hub_unauthorized", "hub_token"),
+    ]
+    found = [prepare(dataset={"hub": source}, environment=environment)[0] for source, _, _ in cases]
+    assert [(answer["error"]["code"], answer["error"]["param"]) for answer in found] == [case[1:] for case in cases]
+    token = {"hub_token": "secret:hf", "secrets": {"hf": "hf_reader"}}
+    result, _, out = prepare(dataset={"hub": {"repo": "org/gated"}}, environment=environment, **token)
+    assert result["status"] == "succeeded"
+    assert "hf_reader" not in "".join(path.read_text(errors="replace") for path in out.parent.glob("*.json*"))
