@@ -38,10 +38,11 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+ERROR_CONTENT = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorAnswer, "description": "A field is wrong, or not available in this version."},
-    "4XX": {"model": ErrorAnswer, "description": "The request cannot be done."},
-    "5XX": {"model": ErrorAnswer, "description": "The service cannot do it now."},
+    422: {"description": "A field is wrong, or not available in this version.", "content": ERROR_CONTENT},
+    "4XX": {"description": "The request cannot be done.", "content": ERROR_CONTENT},
+    "5XX": {"description": "The service cannot do it now.", "content": ERROR_CONTENT},
 }
 """What every operation may answer, for the published schema."""
 

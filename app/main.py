@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
         engine = service.state.engine
         migrate(engine)
-        reaper = Reaper(engine, settings)
+        reaper = Reaper(engine, service.state.settings)
         reaper.start()
         yield
         reaper.stop()
@@ -56,9 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         responses=error_handlers.DOCUMENTED,
     )
-    service.state.settings = settings
-    service.state.engine = make_engine(settings.database)
-    service.state.storage = Storage(settings.root)
+    attach(service, settings)
     service.add_middleware(BodyLimit, default=MAX_BODY_BYTES, by_path={"/v1/files": MAX_UPLOAD_BYTES})
     service.add_middleware(Guard, settings=settings)
     service.add_middleware(RequestIds)
@@ -66,6 +64,13 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         service.include_router(router)
     return service
+
+
+def attach(service: FastAPI, settings: Settings) -> None:
+    """Gives the service its settings, and the database and storage that they name."""
+    service.state.settings = settings
+    service.state.engine = make_engine(settings.database)
+    service.state.storage = Storage(settings.root)
 
 
 def main() -> None:

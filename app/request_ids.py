@@ -3,6 +3,7 @@
 import logging
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.error_handlers import render
@@ -33,6 +34,8 @@ class RequestIds:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            log.info("%s: %s %s was broken off by the client", request_id, scope["method"], scope["path"])
         except Exception:
             log.exception("%s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:

@@ -8,6 +8,8 @@ from app.suggestions import suggest
 
 def refuse_unknown_query(request: Request) -> None:
     """The known parameters are those of the published schema, where `label.{key}` stands for any name that begins so."""
+    if not request.query_params:
+        return
     operation = request.app.openapi()["paths"].get(request.scope["route"].path_format, {}).get(request.method.lower(), {})
     known = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"]
     prefixes = tuple(name.partition("{")[0] for name in known if "{" in name)

@@ -1,24 +1,23 @@
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 from app.db import make_engine, migrate
-from app.main import create_app
+from app.main import attach, create_app
 from app.settings import Settings
 
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data and caches of the test's own, no hub, and nobody who listens on the broker's socket."""
-    for name, value in {
-        "TUNESMITH_DATA_DIR": str(tmp_path / "data"),
-        "TUNESMITH_CACHE_DIR": str(tmp_path / "cache"),
-        "HF_HUB_OFFLINE": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("TUNESMITH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -34,8 +33,16 @@ def engine(settings: Settings) -> Iterator[Engine]:
     engine.dispose()
 
 
+@cache
+def shared_service() -> FastAPI:
+    """Made once, because FastAPI prepares each route on its first request, which costs more than most tests."""
+    return create_app(Settings())
+
+
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """A client of a running service, under a loopback name as the guard wants it."""
-    with TestClient(create_app(settings), base_url="http://127.0.0.1:8000") as client:
+    service = shared_service()
+    attach(service, settings)
+    with TestClient(service, base_url="http://127.0.0.1:8000") as client:
         yield client

@@ -33,7 +33,7 @@ def check(base_model: str, revision: str | None, settings: Settings) -> Detail |
             return Detail("revision", f"{base_model} is not from the hub and has no revisions; leave revision null.")
         return None if base_model == BUILT_IN_MODEL else check_folder(folders[base_model])
     if HUB_ID.fullmatch(base_model):
-        return check_hub(base_model, revision, settings.cache_dir)
+        return check_hub(base_model, revision)
     return not_found(base_model, [BUILT_IN_MODEL, *folders])
 
 
@@ -57,10 +57,10 @@ def check_folder(folder: Path) -> Detail | None:
     return None
 
 
-def check_hub(repo: str, revision: str | None, cache_dir: Path) -> Detail | None:
+def check_hub(repo: str, revision: str | None) -> Detail | None:
     if is_quantised(repo):
         return already_quantised(repo)
-    config = hub.read_config(repo, revision, cache_dir)
+    config = hub.read_config(repo, revision)
     if isinstance(config, Detail):
         return config
     return already_quantised(repo) if config is not None and holds_quantised(config) else None

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.dependencies import EngineDep, SettingsDep, StorageDep
+from app.error_handlers import ErrorAnswer
 from app.errors import Unavailable
 from app.health import service
 
@@ -16,7 +17,7 @@ async def get_health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses={503: {"description": "One of the checks is down; the body names it."}})
+@router.get("/readyz", responses={503: {"model": ErrorAnswer, "description": "Something is down; `checks` says what."}})
 def get_readiness(engine: EngineDep, settings: SettingsDep, storage: StorageDep, response: Response) -> dict[str, Any]:
     """Database, broker, storage and workers, each `up` or `down` with the reason."""
     checks = service.check_all(engine, settings, storage)

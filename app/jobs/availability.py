@@ -19,7 +19,7 @@ LATER: list[tuple[str, Any, Test]] = [
     ("lora.target_modules", "all-linear", lambda spec: spec.lora.target_modules != "all-linear"),
     ("lora.modules_to_save", [], lambda spec: bool(spec.lora.modules_to_save)),
     ("training.memory", "auto", lambda spec: spec.training.memory == "low"),
-    ("preference", None, lambda spec: spec.preference != Preference()),
+    ("preference", Preference().model_dump(), lambda spec: spec.preference != Preference()),
     ("early_stopping", None, lambda spec: spec.early_stopping is not None),
     ("evaluation.every_steps", None, lambda spec: spec.evaluation.every_steps is not None),
     ("publish", [], lambda spec: bool(spec.publish)),

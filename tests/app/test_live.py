@@ -1,0 +1,114 @@
+"""Through a real server and real sockets: streams, aborted requests, commits before answers."""
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from sqlalchemy import event, text
+
+from app.db import write_session
+from app.jobs import repository
+from app.jobs.stream import LOOK_SECONDS
+from app.main import create_app
+from app.settings import Settings
+
+
+@pytest.fixture
+def server(environment, monkeypatch):
+    """A server with a database and storage of its own."""
+    monkeypatch.setenv("TUNESMITH_REAPER_SECONDS", "600")
+    settings = Settings()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        service = create_app(settings)
+        server = uvicorn.Server(uvicorn.Config(service, timeout_graceful_shutdown=1, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.service = service
+        yield server
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def http(server):
+    with httpx2.Client(base_url=server.url, timeout=20) as http:
+        yield http
+
+
+@pytest.fixture
+def job_id(http):
+    spec = {"base_model": "smollm2-135m-instruct", "dataset": {"hub": {"repo": "a/b"}}}
+    return http.post("/v1/jobs", json=spec).raise_for_status().json()["id"]
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_stream_brings_what_happens_and_ends_with_the_job(http, server, job_id):
+    with write_session(server.service.state.engine) as session:
+        repository.get(session, job_id).progress = {"step": 1, "total_steps": 2}
+    seen: list[str] = []
+    with http.stream("GET", f"/v1/jobs/{job_id}/events?stream=true") as answer:
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                seen.append(line)
+            if line == "event: stage.progress":
+                httpx2.post(f"{server.url}/v1/jobs/{job_id}/cancel").raise_for_status()
+    assert seen == ["event: job.queued", "event: stage.progress", "event: job.cancelled"]
+
+
+def test_an_open_stream_holds_no_connection_to_the_database_and_ends_with_its_client(http, server, job_id):
+    engine = server.service.state.engine
+    looks = []
+    event.listen(engine, "checkout", lambda *_: looks.append(1))
+    with http.stream("GET", f"/v1/jobs/{job_id}/events?stream=true") as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        wait_until(lambda: len(looks) > 3)
+        wait_until(lambda: engine.pool.checkedout() == 0)
+    looks.clear()
+    time.sleep(2.5 * LOOK_SECONDS)
+    assert len(looks) <= 1
+
+
+def test_what_was_answered_is_committed(http, server, job_id):
+    """The answer comes after the commit: another connection sees the job at once, every time."""
+    for _ in range(20):
+        spec = {"base_model": "smollm2-135m-instruct", "dataset": {"hub": {"repo": "a/b"}}}
+        made = http.post("/v1/jobs", json=spec).json()["id"]
+        with server.service.state.engine.connect() as connection:
+            assert connection.execute(text("SELECT count(*) FROM job WHERE id = :id"), {"id": made}).scalar_one() == 1
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(http, server):
+    host, port = server.url.removeprefix("http://").split(":")
+    uploads: Path = server.service.state.storage.root / "uploads"
+    with socket.create_connection((host, int(port))) as connection:
+        head = "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000\r\n"
+        head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        part = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + "x" * 3_000_000
+        connection.sendall((head + part).encode())
+        wait_until(lambda: uploads.is_dir() and any(uploads.iterdir()))
+    wait_until(lambda: not any(uploads.iterdir()))
+    assert http.get("/v1/files").json()["data"] == []
+
+
+def test_a_large_upload_comes_back_whole(http, tmp_path):
+    content = bytes(range(251)) * 80_000
+    answer = http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a.parquet", content)})
+    file = answer.raise_for_status().json()
+    assert file["bytes"] == len(content)
+    assert http.get(f"/v1/files/{file['id']}/content").content == content
