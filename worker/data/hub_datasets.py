@@ -62,6 +62,7 @@ def dataset_errors(source: HubDataset) -> Iterator[None]:
     """What `datasets` raises by itself; the hub's own errors go through."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from pyarrow import ArrowException
 
     try:
         yield
@@ -76,11 +77,14 @@ def dataset_errors(source: HubDataset) -> Iterator[None]:
         raise not_readable(source, str(problem.__cause__ or problem)) from problem
     except FileNotFoundError as problem:
         raise not_readable(source, "it has no data files that can be read") from problem
-    except RuntimeError as problem:
+    except (RuntimeError, ArrowException) as problem:
         raise not_readable(source, str(problem)) from problem
     except ValueError as problem:
-        field = "split" if "split" in str(problem).lower() else "config"
-        message = f"The data set {source.repo}: {first_line(str(problem))}"
+        # These two are told by their text alone: "Unknown split …", "BuilderConfig … not found".
+        field = next((field for field in ("split", "config") if field in str(problem).lower()), None)
+        if field is None:
+            raise not_readable(source, str(problem)) from problem
+        message = f"The data set {source.repo} has no such {field}: {first_line(str(problem))}."
         raise StageFailure(FailureCode.INVALID_SPEC, message, param=f"dataset.hub.{field}") from problem
 
 

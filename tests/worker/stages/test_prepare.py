@@ -1,5 +1,3 @@
-"""The stage as the supervisor runs it: a process of its own, on an attempt directory."""
-
 import json
 import os
 import subprocess
@@ -11,10 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import HubServer
 
+from app.jobs.spec import JobSpec
 from worker.data import built_in_model
 from worker.data.gguf_weights import read_gguf
 from worker.data.plan import Plan
 from worker.data.tokenizer import load_tokenizer
+from worker.stages import Inputs, Report, StageFailure
+from worker.stages.prepare import run
 
 
 @pytest.fixture(scope="module")
@@ -31,44 +32,60 @@ def models_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def prepare(tmp_path, models_dir):
-    """Runs the stage on rows, given as JSONL, with changes to the spec; its result, its reports and its out folder."""
+def request_of(tmp_path, models_dir):
+    """What a supervisor would ask for: the spec, with changes, and inputs with the rows as an uploaded JSONL file."""
 
-    def run(rows=None, *, environment=None, secrets=None, **spec):
-        attempt = tmp_path / f"attempt{len(list(tmp_path.iterdir()))}"
-        attempt.mkdir()
+    def make(rows=None, **spec):
         file = None
         if rows is not None:
             file = tmp_path / "blob"
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
             spec["dataset"] = {"file": "file-1"} | spec.get("dataset", {})
-        inputs = {
-            "cache_dir": str(tmp_path / "cache"),
-            "models_dir": str(models_dir),
-            "converter_dir": "",
-            "title": "job",
-            "file": file and str(file),
-            "filename": "rows.jsonl",
-            "folders": {},
-            "values": {},
-            "earlier": [],
-            "device_memory_bytes": None,
-        }
-        request = {"stage": "prepare", "spec": {"base_model": "small"} | spec, "inputs": inputs}
-        (attempt / "input.json").write_text(json.dumps(request))
-        done = subprocess.run(
-            [sys.executable, "-m", "worker.stages", str(attempt)],
-            input=json.dumps(secrets or {}),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=os.environ | (environment or {}),
-        )
-        assert done.returncode == 0, done.stderr
-        events = [json.loads(line) for line in (attempt / "events.jsonl").read_text().splitlines()]
-        return json.loads((attempt / "result.json").read_text()), events, attempt / "out"
+        places = {"cache_dir": tmp_path / "cache", "models_dir": models_dir, "converter_dir": tmp_path}
+        return {"base_model": "small"} | spec, Inputs(**places, title="job", file=file, filename="rows.jsonl")
 
-    return run
+    return make
+
+
+@pytest.fixture
+def prepare(tmp_path, request_of):
+    """Runs the stage; its result, its reports and its out folder."""
+
+    def run_here(rows, **changes):
+        spec, inputs = request_of(rows, **changes)
+        attempt = tmp_path / f"attempt{len(list(tmp_path.iterdir()))}"
+        out = attempt / "out"
+        out.mkdir(parents=True)
+        report = Report(attempt / "events.jsonl")
+        try:
+            result = {"status": "succeeded", "values": run(JobSpec.model_validate(spec), inputs, out, report).values}
+        except StageFailure as failure:
+            result = {"status": "failed", "error": vars(failure)}
+        return result, read_lines(attempt / "events.jsonl"), out
+
+    return run_here
+
+
+@pytest.fixture
+def prepare_in_process(tmp_path, request_of):
+    """The same in a process of its own, as the supervisor does it, with other settings and secrets."""
+
+    def run_there(rows=None, *, environment, secrets=None, **changes):
+        spec, inputs = request_of(rows, **changes)
+        attempt = tmp_path / f"attempt{len(list(tmp_path.iterdir()))}"
+        attempt.mkdir()
+        (attempt / "input.json").write_text(json.dumps({"stage": "prepare", "spec": spec, "inputs": inputs.to_json()}))
+        command = [sys.executable, "-m", "worker.stages", str(attempt)]
+        subprocess.run(
+            command, input=json.dumps(secrets or {}), text=True, timeout=120, env=os.environ | environment, check=True
+        )
+        return json.loads((attempt / "result.json").read_text()), read_lines(attempt / "events.jsonl"), attempt / "out"
+
+    return run_there
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def chat(question, answer):
@@ -188,39 +205,20 @@ def parquet(tmp_path):
     return (tmp_path / "rows.parquet").read_bytes()
 
 
-def test_a_hub_data_set_is_read_at_a_pinned_commit(prepare, hub, parquet, tmp_path):
-    commit = hub.add("datasets", "org/rows", {"README.md": b"# rows", "data/train-00000-of-00001.parquet": parquet})
-    environment = hub.environment | {"HF_HOME": str(tmp_path / "home")}
-    result, events, _ = prepare(dataset={"hub": {"repo": "org/rows"}, "max_samples": 30}, environment=environment)
+def test_a_hub_data_set_is_read_at_a_pinned_commit(prepare_in_process, hub, parquet, tmp_path):
+    commit = hub.add("datasets", "org/rows", {"README.md": b"# rows", "data/train-00000-of-00001.parquet": parquet}, gated=True)
+    options = {
+        "environment": hub.environment | {"HF_HOME": str(tmp_path / "home")},
+        "hub_token": "secret:hf",
+        "secrets": {"hf": "hf_reader"},
+    }
+    result, events, out = prepare_in_process(dataset={"hub": {"repo": "org/rows"}, "max_samples": 30}, **options)
     assert result["values"]["counts"]["rows"] == 30
     assert {"spec": {"dataset": {"hub": {"revision": commit}}}} in of_kind(events, "resolved")
+    assert "hf_reader" not in "".join(path.read_text() for path in out.parent.glob("*.json*"))
+
     lines = "".join(json.dumps(row) + "\n" for row in ROWS[:7]).encode()
-    later = hub.add("datasets", "org/rows", {"train.jsonl": lines})
-    result, events, _ = prepare(dataset={"hub": {"repo": "org/rows"}}, environment=environment)
-    assert result["values"]["counts"]["rows"] == 7
-    assert {"spec": {"dataset": {"hub": {"revision": later}}}} in of_kind(events, "resolved")
-    result, _, _ = prepare(dataset={"hub": {"repo": "org/rows", "revision": commit}}, environment=environment)
-    assert result["values"]["counts"]["rows"] == 40
-
-
-def test_hub_data_sets_that_cannot_be_read_fail_with_their_code(prepare, hub, parquet, tmp_path):
-    hub.add("datasets", "org/rows", {"train.parquet": parquet})
-    hub.add("datasets", "org/script", {"script.py": b"import os"})
-    hub.add("datasets", "org/images", {"a.csv": b"text\nx\n"})
-    hub.add("datasets", "org/gated", {"train.parquet": parquet}, gated=True)
-    environment = hub.environment | {"HF_HOME": str(tmp_path / "home")}
-    cases = [
-        ({"repo": "org/none"}, "dataset_not_found", "dataset.hub.repo"),
-        ({"repo": "org/rows", "revision": "0" * 40}, "dataset_not_found", "dataset.hub.revision"),
-        ({"repo": "org/rows", "split": "test"}, "invalid_spec", "dataset.hub.split"),
-        ({"repo": "org/rows", "config": "other"}, "invalid_spec", "dataset.hub.config"),
-        ({"repo": "org/script"}, "dataset_invalid", "dataset.hub.repo"),
-        ({"repo": "org/images"}, "dataset_invalid", "dataset.hub.repo"),
-        ({"repo": "org/gated"}, "hub_unauthorized", "hub_token"),
-    ]
-    found = [prepare(dataset={"hub": source}, environment=environment)[0] for source, _, _ in cases]
-    assert [(answer["error"]["code"], answer["error"]["param"]) for answer in found] == [case[1:] for case in cases]
-    token = {"hub_token": "secret:hf", "secrets": {"hf": "hf_reader"}}
-    result, _, out = prepare(dataset={"hub": {"repo": "org/gated"}}, environment=environment, **token)
-    assert result["status"] == "succeeded"
-    assert "hf_reader" not in "".join(path.read_text(errors="replace") for path in out.parent.glob("*.json*"))
+    hub.add("datasets", "org/rows", {"train.jsonl": lines})
+    pinned, _, _ = prepare_in_process(dataset={"hub": {"repo": "org/rows", "revision": commit}}, **options)
+    newest, _, _ = prepare_in_process(dataset={"hub": {"repo": "org/rows"}}, **options)
+    assert (pinned["values"]["counts"]["rows"], newest["values"]["counts"]["rows"]) == (40, 7)
