@@ -122,7 +122,7 @@ def test_it_rings_for_what_waits_where_a_live_worker_is_idle(
         session.flush()
         session.add(StageRun(job_id=job.id, stage=Stage.TRAIN, resource=Resource.GPU))
     make_round(engine, settings, "one")
-    assert broker.llen("gpu") == rings
+    assert (broker.llen("gpu"), broker.llen("cpu")) == (rings, 0)
 
 
 def test_workers_long_dead_are_forgotten(engine: Engine, settings: Settings) -> None:

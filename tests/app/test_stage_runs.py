@@ -89,6 +89,8 @@ def test_a_heartbeat_keeps_a_run(engine: Engine) -> None:
     with write_session(engine) as session:
         assert stage_runs.extend(session, run.id, run.fence, 60)
         assert stage_runs.expired(session) == []
+        assert not stage_runs.extend(session, run.id, run.fence + 1, 60)
+        assert not stage_runs.finish(session, run.id, run.fence - 1, StageStatus.SUCCEEDED)
         assert not stage_runs.take_back(session, run, LOST)
         assert stage_runs.finish(session, run.id, run.fence, StageStatus.SUCCEEDED, outputs={"values": {"rows": 3}})
         assert not stage_runs.extend(session, run.id, run.fence, 60)

@@ -208,6 +208,21 @@ def test_cancelling_lets_the_stage_leave(supervised: Supervised) -> None:
     assert list_types(supervised, job_id)[-2:] == ["job.checkpoint", "job.cancelled"]
 
 
+def test_cancelling_a_stage_that_finishes_keeps_what_it_made_and_starts_no_other(supervised: Supervised) -> None:
+    supervised.script("""
+        report("progress", step=1)
+        with report.holding_stop():
+            while not report.stop_requested:
+                time.sleep(0.02)
+    """)
+    job_id = supervised.submit()
+    with supervised.working():
+        wait_until(lambda: supervised.job(job_id).progress)
+        ask_to_cancel(supervised, job_id)
+    assert supervised.job(job_id).status is JobStatus.CANCELLED
+    assert [run.status for run in supervised.runs(job_id)] == [StageStatus.SUCCEEDED]
+
+
 def test_cancelling_kills_a_stage_that_will_not_leave_and_all_that_it_started(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
