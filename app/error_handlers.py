@@ -53,13 +53,21 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, answer_http_error)
 
 
-def render(error: TunesmithError) -> JSONResponse:
-    return JSONResponse(error.to_json(), status_code=error.status, headers=error.headers)
+def refuse_with_400(request: Request) -> None:
+    """A dependency of the routes that have OpenAI's shape: what is 422 elsewhere is 400 there."""
+    request.state.refusal_status = 400
 
 
-def answer_domain_error(_request: Request, error: Exception) -> JSONResponse:
+def render(error: TunesmithError, request: Request | None = None) -> JSONResponse:
+    status = error.status
+    if status == InvalidSpec.status and request is not None:
+        status = getattr(request.state, "refusal_status", status)
+    return JSONResponse(error.to_json(), status_code=status, headers=error.headers)
+
+
+def answer_domain_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TunesmithError)
-    return render(error)
+    return render(error, request)
 
 
 def answer_http_error(_request: Request, error: Exception) -> JSONResponse:
@@ -79,7 +87,7 @@ def answer_validation_error(request: Request, error: Exception) -> JSONResponse:
         return render(InvalidRequest(f"The body is not JSON: {why} at character {where}."))
     schema = find_body_schema(request)
     details = [describe(problem, request.app.openapi(), schema) for problem in problems]
-    return render(InvalidSpec.of(details))
+    return render(InvalidSpec.of(details), request)
 
 
 def find_body_schema(request: Request) -> dict[str, Any]:

@@ -33,6 +33,7 @@ ROUTERS = (
     app.jobs.history_endpoints.router,
     app.artifacts.endpoints.router,
     app.files.endpoints.router,
+    app.files.endpoints.native_router,
     app.base_models.endpoints.router,
     app.workers.endpoints.router,
     app.health.endpoints.router,

@@ -2,17 +2,19 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from app.base_models import catalog
 from app.dependencies import SettingsDep
+from app.error_handlers import refuse_with_400
 from app.errors import NotFound
 from app.jobs.spec import BUILT_IN_MODEL
 from app.pagination import Page, make_page
 from app.settings import Settings
+from app.strictness import refuse_unknown_query
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)])
 
 
 class Model(BaseModel):

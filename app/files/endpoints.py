@@ -1,4 +1,4 @@
-"""/v1/files, in OpenAI's shape."""
+"""/v1/files: in OpenAI's shape, and what OpenAI has not, the report on a file."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -7,6 +7,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 
 from app.dependencies import EngineDep, ReadSession, StorageDep, WriteSession
 from app.downloads import send_blob
+from app.error_handlers import refuse_with_400
 from app.files import repository, service
 from app.files.multipart import Form, receive
 from app.files.schemas import DeletedFile, File, Upload
@@ -16,7 +17,8 @@ from app.strictness import refuse_idempotency_key, refuse_unknown_query
 
 MAX_LIMIT = 10_000
 
-router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)])
+native_router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_unknown_query)])
 
 UPLOAD_FORM = {
     "required": True,
@@ -93,7 +95,7 @@ def get_content(file_id: str, request: Request, session: ReadSession, storage: S
     return send_blob(request, storage, row.blob_sha256, row.filename)
 
 
-@router.get("/{file_id}/report", responses={202: {"description": "A worker has not read the file yet."}})
+@native_router.get("/{file_id}/report", responses={202: {"description": "A worker has not read the file yet."}})
 def get_report(file_id: str, session: ReadSession, response: Response, base_model: str | None = None) -> dict[str, Any]:
     """What a worker found: rows, format, refused rows with line and reason, duplicates."""
     row = repository.get(session, file_id)
@@ -107,7 +109,7 @@ def get_report(file_id: str, session: ReadSession, response: Response, base_mode
     return {"status": "pending"}
 
 
-@router.get("/{file_id}/preview")
+@native_router.get("/{file_id}/preview")
 def get_preview(file_id: str, base_model: str | None = None, row: int = 0) -> dict[str, Any]:
     """Not available in this version."""
     raise service.refuse_tokenised("The preview of a row", "base_model")

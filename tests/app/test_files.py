@@ -70,7 +70,7 @@ def test_equal_content_is_stored_once_and_stays_until_the_last_file_goes(client,
 )
 def test_a_wrong_form_is_refused_by_the_field_and_leaves_nothing(client, storage, change, param, code):
     answer = post(client, **change)
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code == 400, answer.text
     assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (param, code)
     assert client.get("/v1/files").json()["data"] == []
     assert list(storage.upload("x").parent.iterdir()) == []
@@ -99,14 +99,14 @@ def test_a_malformed_or_broken_off_body_is_400_and_leaves_nothing(client, storag
 
 def test_a_form_without_a_file_is_refused(client):
     answer = client.post("/v1/files", files={"purpose": (None, "fine-tune")})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "file")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
 def test_two_files_in_one_form_are_refused(client):
     answer = client.post(
         "/v1/files", data={"purpose": "fine-tune"}, files=[("file", ("a.csv", b"a")), ("file", ("b.csv", b"b"))]
     )
-    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "file")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
 def test_a_path_in_the_name_is_cut_off(upload):
@@ -147,8 +147,9 @@ def test_the_report_is_pending_then_there_then_the_files_error(client, upload, i
 def test_what_needs_a_tokenizer_is_not_available(client, upload):
     file_id = upload()["id"]
     for path in (f"/v1/files/{file_id}/report?base_model=x", f"/v1/files/{file_id}/preview?base_model=x&row=0"):
-        error = client.get(path).json()["error"]
-        assert (error["code"], error["param"]) == ("not_available", "base_model")
+        answer = client.get(path)
+        assert answer.status_code == 422
+        assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("not_available", "base_model")
 
 
 def test_a_file_that_a_job_needs_cannot_be_deleted(client, submit):
@@ -168,3 +169,9 @@ def test_a_file_that_a_job_needs_cannot_be_deleted(client, submit):
 def test_an_unknown_file_is_404(client, path):
     answer = client.get(f"/v1/files/file-nothing{path}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
+
+
+@pytest.mark.parametrize(("query", "param"), [("limit=0", "limit"), ("limt=5", "limt")])
+def test_openai_shaped_routes_refuse_with_400(client, query, param):
+    answer = client.get(f"/v1/files?{query}")
+    assert (answer.status_code, answer.json()["error"]["param"], answer.json()["error"]["code"]) == (400, param, "invalid_spec")
