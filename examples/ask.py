@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch  # noqa: F401 — brings the OpenMP library that xllamacpp needs and a bare system lacks
 import xllamacpp
 
 CONTEXT_TOKENS = 2048
