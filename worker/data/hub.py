@@ -15,6 +15,7 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "v
 OTHER_WEIGHTS = ["*/*", "consolidated*.safetensors"]
 """Folders (ONNX, Meta's original files) and a second copy of the weights under another layout."""
 
+ACCESS_HINT = "set HF_TOKEN in the environment of the service, then retry."
 PROGRESS_SECONDS = 2.0
 SPARE_BYTES = 1 << 30
 
@@ -28,7 +29,7 @@ def hub_errors(what: str, *, param: str, revision_param: str, not_found: Failure
         yield
     except errors.GatedRepoError as problem:
         is_model = not_found == FailureCode.MODEL_NOT_FOUND
-        raise no_access(what, FailureCode.MODEL_GATED if is_model else FailureCode.HUB_UNAUTHORIZED) from problem
+        raise no_access(what, FailureCode.MODEL_GATED if is_model else FailureCode.HUB_UNAUTHORIZED, param) from problem
     except errors.RevisionNotFoundError as problem:
         raise StageFailure(
             not_found,
@@ -40,7 +41,7 @@ def hub_errors(what: str, *, param: str, revision_param: str, not_found: Failure
         raise StageFailure(
             not_found,
             f"The {what} does not exist on the hub, or is private and your token does not show it.",
-            hint="Check the name. For a private one, name a secret that holds a token in hub_token.",
+            hint=f"Check the name. A private one needs a token: {ACCESS_HINT}",
             param=param,
         ) from problem
     except errors.HfHubHTTPError as problem:
@@ -49,17 +50,17 @@ def hub_errors(what: str, *, param: str, revision_param: str, not_found: Failure
             raise StageFailure(
                 FailureCode.HUB_UNAUTHORIZED,
                 f"The hub refused the token for the {what} (status {status}).",
-                hint="Store a valid token with read access as a secret and name it in hub_token.",
-                param="hub_token",
+                hint=f"The token must be valid and allow reading: {ACCESS_HINT}",
+                param=param,
             ) from problem
         raise unavailable(what, f"it answered with status {status}") from problem
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) as problem:
         raise unavailable(what, type(problem).__name__) from problem
 
 
-def no_access(what: str, code: FailureCode) -> StageFailure:
-    hint = "Accept its terms on its hub page, store a token of that account as a secret and name it in hub_token."
-    return StageFailure(code, f"The {what} is gated and your token has no access to it.", hint=hint, param="hub_token")
+def no_access(what: str, code: FailureCode, param: str) -> StageFailure:
+    hint = f"Accept its terms on its hub page and use a token of that account: {ACCESS_HINT}"
+    return StageFailure(code, f"The {what} is gated and your token has no access to it.", hint=hint, param=param)
 
 
 def unavailable(what: str, reason: str) -> StageFailure:

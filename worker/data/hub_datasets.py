@@ -69,7 +69,7 @@ def dataset_errors(source: HubDataset) -> Iterator[None]:
     except DatasetNotFoundError as problem:
         # The hub's own error is cut off here; what it was is only in the text.
         if "gated" in str(problem):
-            raise no_access(f"data set {source.repo}", FailureCode.HUB_UNAUTHORIZED) from problem
+            raise no_access(f"data set {source.repo}", FailureCode.HUB_UNAUTHORIZED, "dataset.hub.repo") from problem
         raise not_readable(source, str(problem)) from problem
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
         raise

@@ -85,6 +85,10 @@ class Inputs:
     """A cap on the accelerator's memory."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
+    def secret(self, reference: str | None) -> str | None:
+        """The value of a secret that a spec names as `secret:NAME`; None for None, or if it was not handed over."""
+        return self.secrets.get(reference.removeprefix("secret:")) if reference else None
+
     def to_json(self) -> dict[str, Any]:
         """Everything but the secrets."""
         plain = {key: value for key, value in asdict(self).items() if key != "secrets"}

@@ -29,7 +29,7 @@ LOW_TRAINED_SHARE = 0.01
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """`values`: base_model {name, revision}, counts (the contract's `data` and more), plan_sha256, validation (whether there
     is a validation plan), format."""
-    token = inputs.secrets.get(spec.hub_token.removeprefix("secret:")) if spec.hub_token else None
+    token = inputs.secret(spec.hub_token)
     model = fetch(
         spec.base_model, spec.revision, cache_dir=inputs.cache_dir, models_dir=inputs.models_dir, token=token, report=report
     )

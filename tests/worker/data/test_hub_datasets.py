@@ -77,7 +77,7 @@ def test_data_sets_that_cannot_be_read_have_their_codes(hub, parquet, open_all):
         ({"repo": "org/broken"}, "dataset_invalid", "dataset.hub.repo"),
         ({"repo": "org/script"}, "dataset_invalid", "dataset.hub.repo"),
         ({"repo": "org/csv"}, "dataset_invalid", "dataset.hub.repo"),
-        ({"repo": "org/gated"}, "hub_unauthorized", "hub_token"),
+        ({"repo": "org/gated"}, "hub_unauthorized", "dataset.hub.repo"),
     ]
     assert open_all(*[[case[0]] for case in cases]) == [list(case[1:]) for case in cases]
     assert open_all([{"repo": "org/gated"}, "hf_reader"])[0][1] == ROWS
