@@ -105,6 +105,15 @@ class Event(BaseModel):
     created_at: datetime
 
 
+class StageProgress(BaseModel):
+    """On the stream only, between the events."""
+
+    object: Literal["stage.progress"] = "stage.progress"
+    job_id: str
+    stage: Stage | None
+    progress: Progress
+
+
 class MetricPoint(Measured):
     """One optimizer step."""
 

@@ -1,6 +1,5 @@
 """A job's events as server-sent events. Each client looks once a second; a look is two reads by key."""
 
-import json
 from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from app.db import read_session
 from app.jobs import repository
 from app.jobs.presentation import show_event
+from app.jobs.schemas import Progress, StageProgress
 from app.jobs.states import JobStatus
 from app.models import Event, Job
 
@@ -51,5 +51,5 @@ def encode(event: Event) -> bytes:
 
 def encode_progress(job: Job) -> bytes:
     """Made from the job's row and not from the list of events, so it has no id to resume from."""
-    data = {"object": "stage.progress", "job_id": job.id, "stage": job.stage, "progress": job.progress}
-    return format_sse_event(data_str=json.dumps(data), event="stage.progress")
+    moment = StageProgress(job_id=job.id, stage=job.stage, progress=Progress.model_validate(job.progress))
+    return format_sse_event(data_str=moment.model_dump_json(), event=moment.object)

@@ -112,3 +112,9 @@ def test_a_large_upload_comes_back_whole(http, tmp_path):
     file = answer.raise_for_status().json()
     assert file["bytes"] == len(content)
     assert http.get(f"/v1/files/{file['id']}/content").content == content
+
+
+def test_a_stream_where_nothing_happens_shows_that_it_lives(http, job_id, monkeypatch):
+    monkeypatch.setattr("app.jobs.stream.HEARTBEAT_SECONDS", 0.5)
+    with http.stream("GET", f"/v1/jobs/{job_id}/events?stream=true") as answer:
+        assert next(line for line in answer.iter_lines() if line.startswith(":")) == ": ping"
