@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -55,7 +57,21 @@ def load_base(folder: Path, spec: JobSpec, device: Device) -> PreTrainedModel:
     model.generation_config = GenerationConfig(do_sample=False)
     if spec.training.memory != "speed":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif not device.is_cuda:
+        keep_dequantised(model)
     return model
+
+
+def keep_dequantised(model: PreTrainedModel) -> None:
+    """Replaces each 4-bit layer by a plain one with the very weights that it would dequantise to in every pass. On a CPU that
+    is a seventh of a step's time, and most of the time of an answer, for seven times the memory of the 4-bit weights."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear4bit):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+                weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)  # type: ignore[attr-defined]
+                plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), layer.bias
+                setattr(parent, name, plain)
 
 
 def quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -28,7 +28,7 @@ def prepare(tmp_path, **training) -> Run:
     inputs = make_inputs(tmp_path, documents=23)
     device = open_device(None)
     base = BaseModel("tiny", "1", tmp_path / "models" / "tiny")
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out").mkdir(exist_ok=True)
     report = Report(tmp_path / "events.jsonl")
     return make_run(settle(make_spec(**training), device), inputs, device, base, open_plan(inputs), tmp_path / "out", report)
 
@@ -126,9 +126,22 @@ def test_training_equals_a_plain_loop(tmp_path):
     assert expected[-1] < expected[0]
 
 
+def test_speed_on_a_cpu_keeps_the_weights_that_the_4_bit_layers_compute_with(tmp_path):
+    fast, small = prepare(tmp_path, memory="speed"), prepare(tmp_path, memory="balanced")
+    batch = collate([fast.plan.row(0)])
+    with torch.no_grad():
+        found, expected = (last_hidden(load(run), batch["input_ids"], batch["position_ids"]) for run in (fast, small))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    plain = load(replace(fast, spec=JobSpec.model_validate(fast.spec.model_dump() | {"quantization": "none"})))
+    with torch.no_grad():
+        unquantised = last_hidden(plain, batch["input_ids"], batch["position_ids"])
+    assert not torch.allclose(found, unquantised, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("memory", ["speed", "balanced"])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-def test_a_packed_row_is_as_if_its_documents_were_alone(tmp_path, quantization):
-    run = prepare(tmp_path)
+def test_a_packed_row_is_as_if_its_documents_were_alone(tmp_path, quantization, memory):
+    run = prepare(tmp_path, memory=memory)
     model = load(replace(run, spec=JobSpec.model_validate(run.spec.model_dump() | {"quantization": quantization})))
     rows = [run.plan.row(index) for index in range(2)]
     assert all((row.position_ids == 0).sum() > 1 for row in rows)
@@ -160,7 +173,7 @@ def test_the_held_out_loss_is_the_mean_over_trained_tokens_with_and_without_the_
 
 
 def test_the_base_is_double_quantised_nf4_in_the_compute_format(tmp_path):
-    run = prepare(tmp_path)
+    run = prepare(tmp_path, memory="balanced")
     half = JobSpec.model_validate(run.spec.model_dump() | {"training": run.spec.training.model_dump() | {"precision": "fp16"}})
     base = load_base(run.base, half, run.device)
     states = [weight.quant_state for weight in base.parameters() if hasattr(weight, "quant_state")]
