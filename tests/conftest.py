@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -20,15 +21,27 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copied by each test, which is faster than to migrate anew."""
+    path = tmp_path_factory.mktemp("template") / "tunesmith.db"
+    engine = make_engine(f"sqlite:///{path}")
+    migrate(engine)
+    engine.dispose()
+    return path
+
+
 @pytest.fixture
-def settings(environment: None) -> Settings:
-    return Settings()
+def settings(environment: None, migrated_database: Path) -> Settings:
+    settings = Settings()
+    settings.root.mkdir()
+    shutil.copy(migrated_database, settings.root)
+    return settings
 
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
     engine = make_engine(settings.database)
-    migrate(engine)
     yield engine
     engine.dispose()
 
