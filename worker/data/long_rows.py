@@ -32,7 +32,7 @@ def fit(
         if isinstance(encoded, RowRefused):
             results.append(encoded)
         elif len(encoded.input_ids) <= max_seq_length:
-            results.append([Document(*encoded)])
+            results.append([Document(*encoded[:2])])
         elif policy == "drop":
             losses.dropped += 1
             results.append([])
@@ -45,26 +45,27 @@ def fit(
 def split(sample: Sample, encoded: Encoded, encoder: Encoder, max_seq_length: int) -> list[Encoded]:
     if isinstance(sample, str):
         starts = range(0, len(encoded.input_ids), max_seq_length)
-        return [Encoded(*(array[start : start + max_seq_length] for array in encoded)) for start in starts]
-    parts = split_turns(sample, encoder, max_seq_length)
+        slices = [slice(start, start + max_seq_length) for start in starts]
+        return [Encoded(encoded.input_ids[piece], encoded.trained[piece]) for piece in slices]
+    parts = split_turns(sample, encoded, encoder, max_seq_length)
     if len(parts) == 1:
         return [encoded]
     pieces = [piece for piece in encoder.encode(parts) if isinstance(piece, Encoded)]
     return pieces if len(pieces) == len(parts) else [encoded]
 
 
-def split_turns(turns: list[Turn], encoder: Encoder, max_seq_length: int) -> list[list[Turn]]:
+def split_turns(turns: list[Turn], encoded: Encoded, encoder: Encoder, max_seq_length: int) -> list[list[Turn]]:
     """The conversation as the fewest runs of whole exchanges that fit, in order, each after the system turn."""
     system = turns[:1] if turns[0]["role"] == "system" else []
     exchanges = exchanges_of(turns[len(system) :])
     if len(exchanges) == 1:
         return [turns]
-    ends = encoder.answer_ends(turns)
-    without_first = encoder.answer_ends(system + [turn for exchange in exchanges[1:] for turn in exchange])
+    ends = encoded.answer_ends or encoder.find_answer_ends(turns)
+    without_first = encoder.count_tokens(system + [turn for exchange in exchanges[1:] for turn in exchange])
     if ends is None or without_first is None:
         return [turns]
     # What stands before the first exchange: the system turn, or what the template writes in its place.
-    head = ends[0] - (ends[-1] - without_first[-1])
+    head = ends[0] - (len(encoded.input_ids) - without_first)
     parts: list[list[Turn]] = []
     used = max_seq_length
     for exchange, length in zip(exchanges, (end - start for start, end in zip([head, *ends], ends, strict=False)), strict=True):

@@ -18,10 +18,11 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Encoded(NamedTuple):
-    """int32 [n] and bool [n]."""
+    """int32 [n] and bool [n]; and, where it is known, how many tokens there are up to the end of each answer."""
 
     input_ids: np.ndarray
     trained: np.ndarray
+    answer_ends: list[int] | None = None
 
 
 class Rendered(NamedTuple):
@@ -77,14 +78,23 @@ class Encoder:
         text = self._render(turns, add_generation_prompt=True)
         return [*self._missing_bos(ids := self._backend.encode(text, add_special_tokens=False).ids), *ids], text
 
-    def answer_ends(self, turns: list[Turn]) -> list[int] | None:
-        """How many tokens there are up to the end of each answer. None if the template does not let that be told."""
+    def find_answer_ends(self, turns: list[Turn]) -> list[int] | None:
+        """The `answer_ends` of a conversation. None if the template does not let them be told."""
         try:
             rendered = self._render_answers(turns)
         except (UnstableTemplate, TemplateError):
             return None
         encoding = self._backend.encode(rendered.text, add_special_tokens=False)
-        return [token_at(encoding, end, len(rendered.text)) for _, end in rendered.answers]
+        bos = len(self._missing_bos(encoding.ids))
+        return [bos + token_at(encoding, end, len(rendered.text)) for _, end in rendered.answers]
+
+    def count_tokens(self, turns: list[Turn]) -> int | None:
+        """The length of a conversation. None if the template refuses it."""
+        try:
+            ids = self._backend.encode(self._render(turns), add_special_tokens=False).ids
+        except TemplateError:
+            return None
+        return len(self._missing_bos(ids)) + len(ids)
 
     def _encode_texts(self, texts: Sequence[Any]) -> list[Encoded | RowRefused]:
         """All tokens of a text are trained, and one that ends it."""
@@ -148,7 +158,7 @@ class Encoder:
         spans = token_spans(rendered, encoding)
         if spans is None:
             return self._encode_in_pieces(rendered, encoding)
-        return self._mask(encoding.ids, self._trim(encoding.ids, spans))
+        return self._mask_answers(encoding.ids, spans)
 
     def _encode_in_pieces(self, rendered: Rendered, encoding: Any) -> Encoded | RowRefused:
         """Where one token would hold the end of a prompt and the start of its answer. The model never sees that token when it
@@ -161,7 +171,14 @@ class Encoder:
             return RowRefused("unstable_tokens", "The tokenizer joins the end of a prompt with the start of its answer.")
         offsets = np.cumsum([0, *map(len, encoded)])
         spans = [(int(offsets[number]), int(offsets[number + 1])) for number in range(1, len(encoded), 2)]
-        return self._mask(ids, self._trim(ids, spans))
+        return self._mask_answers(ids, spans)
+
+    def _mask_answers(self, ids: list[int], spans: list[tuple[int, int]]) -> Encoded | RowRefused:
+        encoded = self._mask(ids, self._trim(ids, spans))
+        if isinstance(encoded, RowRefused):
+            return encoded
+        bos = len(encoded.input_ids) - len(ids)
+        return encoded._replace(answer_ends=[bos + end for _, end in spans])
 
     def _trim(self, ids: list[int], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Each answer ends with its last special token; the space that a template writes after that is not the model's."""

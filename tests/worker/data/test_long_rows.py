@@ -1,5 +1,5 @@
 import pytest
-from tiny_tokenizer import STOP, make_tokenizer
+from tiny_tokenizer import CHATML, MARKED, STOP, UNSTABLE, make_tokenizer
 
 from worker.data.long_rows import Losses, fit
 from worker.data.masks import Encoder
@@ -14,9 +14,10 @@ def conversation(*answers, system=True):
     return turns
 
 
-def fit_one(sample, max_seq_length, policy):
+def fit_one(sample, max_seq_length, policy, *, template=CHATML, assistant_only=True, adds_bos=False):
     losses = Losses()
-    encoder = Encoder(make_tokenizer(), assistant_only=True, eos_token_ids={STOP})
+    tokenizer = make_tokenizer(template, adds_bos=adds_bos)
+    encoder = Encoder(tokenizer, assistant_only=assistant_only, eos_token_ids={STOP})
     [documents] = fit([sample], encoder, max_seq_length=max_seq_length, policy=policy, losses=losses)
     return [make_tokenizer().decode(document.input_ids) for document in documents], losses, documents
 
@@ -37,6 +38,21 @@ def test_split_parts_at_turns_and_keeps_the_system_turn():
     assert len(documents[0].input_ids) == room
     one_less, _, _ = fit_one(whole, room - 1, "split")
     assert len(one_less) == 3 or length_of(conversation("the fox", "the lazy dog")) <= room - 1
+
+
+@pytest.mark.parametrize("options", [{"template": MARKED}, {"assistant_only": False}, {"adds_bos": True}])
+def test_split_finds_the_turns_however_they_are_encoded(options):
+    whole, first = conversation("the dog", "the fox", "the lazy dog"), conversation("the dog", "the fox")
+    _, _, [document] = fit_one(first, 10_000, "split", **options)
+    texts, losses, _ = fit_one(whole, len(document.input_ids), "split", **options)
+    assert texts == [fit_one(part, 10_000, "split", **options)[0][0] for part in (first, conversation("the lazy dog"))]
+    assert losses.split == 1
+
+
+def test_what_cannot_be_split_is_cut():
+    texts, losses, _ = fit_one(conversation("the dog", "the fox"), 40, "split", template=UNSTABLE, assistant_only=False)
+    assert len(texts) == 1
+    assert vars(losses) == {"split": 0, "cut": 1, "dropped": 0}
 
 
 def test_an_exchange_that_is_too_long_is_cut():
