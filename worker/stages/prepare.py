@@ -42,12 +42,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     require_rows(found, spec)
 
     choice = choose(found, max_samples=spec.dataset.max_samples, validation_fraction=spec.dataset.validation_fraction)
-    tokenizer = load_tokenizer(model.path)
-    encoder = Encoder(
-        tokenizer,
-        assistant_only=spec.training.assistant_only_loss,
-        eos_token_ids=eos_token_ids(model.path, tokenizer),
-    )
+    encoder = make_encoder(model, spec)
     training, validation = (Encoding(encoder, spec.training.max_seq_length, spec.dataset.long_rows) for _ in range(2))
     report("progress", message=f"Tokenising {len(choice.training) + len(choice.validation)} rows")
     rows = normalise(read(), found.form)
@@ -70,6 +65,12 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             "format": found.form,
         }
     )
+
+
+def make_encoder(model: BaseModel, spec: JobSpec) -> Encoder:
+    tokenizer = load_tokenizer(model.path)
+    eos = eos_token_ids(model.path, tokenizer)
+    return Encoder(tokenizer, assistant_only=spec.training.assistant_only_loss, eos_token_ids=eos)
 
 
 def open_rows(spec: JobSpec, inputs: Inputs, token: str | None, report: Report) -> Callable[[], Iterator[Row | Refusal]]:
