@@ -24,7 +24,9 @@ class Device:
 
 
 def open_device(limit_bytes: int | None) -> Device:
-    """The first visible GPU, capped at `limit_bytes`, or the CPU."""
+    """The first visible GPU, capped at `limit_bytes`, or the CPU. Call before anything touches CUDA: libraries that saw a
+    second GPU would train on both."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if not torch.cuda.is_available():
         return Device(torch.device("cpu"), "cpu", None, os.sysconf("SC_PHYS_PAGES") * resource.getpagesize())
     facts = torch.cuda.get_device_properties(0)

@@ -71,7 +71,11 @@ def train_adapter(run: Run, model: PeftModel) -> Trained:
     trainer.progress.report_memory()
     (run.out / "adapter").mkdir()
     save_adapter(model, run.out / "adapter")
-    eval_loss, answers_after = measure(run, model, tokenizer, adapter=True)
+    try:
+        eval_loss, answers_after = measure(run, model, tokenizer, adapter=True)
+    except StageStopped:
+        trainer.save_unless_saved()
+        raise
     return Trained(
         steps=counters.step,
         train_seconds=counters.train_seconds,

@@ -14,7 +14,8 @@ from tiny_run import STOP, events, finish, losses, make_inputs, make_spec, rando
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.jobs.states import FailureCode
-from worker.stages import StageFailure
+from worker.stages import Report, StageFailure, StageStopped
+from worker.stages.train import run
 
 DROPOUT = {"lora": {"dropout": 0.1}}
 
@@ -136,6 +137,26 @@ def test_a_stopped_run_goes_on_in_a_new_process_to_the_same_bytes(tmp_path):
     assert all(counts[0][key] == counts[1][key] for key in ("tokens_seen", "trained_tokens", "epoch", "step"))
     summaries = [events(tmp_path / name, "summary")[0] for name in ("second", "whole")]
     assert summaries[0]["train_loss"] == pytest.approx(summaries[1]["train_loss"])
+
+
+class StoppedReport(Report):
+    """The supervisor's SIGTERM comes with a message that starts like this."""
+
+    message = "Measuring the held-out loss of the trained"
+
+    def __call__(self, kind, **data):
+        super().__call__(kind, **data)
+        if data.get("message", "").startswith(self.message):
+            self.request_stop()
+
+
+def test_a_stop_while_the_trained_model_is_measured_keeps_the_training(tmp_path):
+    inputs = make_inputs(tmp_path, validation=True)
+    (tmp_path / "1" / "out").mkdir(parents=True)
+    with pytest.raises(StageStopped):
+        run(make_spec(), inputs, tmp_path / "1" / "out", StoppedReport(tmp_path / "1" / "events.jsonl"))
+    assert [event["step"] for event in events(tmp_path / "1", "checkpoint")] == [4]
+    assert run_here(make_spec(), after(inputs, tmp_path / "1"), tmp_path / "2").values["resumed_from_step"] == 4
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
