@@ -1,6 +1,6 @@
 """Writes the sample data set: ShareGPT conversations that turn a guest's booking sentence into a restaurant's ticket line.
 
-    A table for four on Friday at 7:30 pm by the window, please. The name is Lopez.   ->   FRI 7:30pm x4 Lopez +window
+    A table by the window for four on Friday at 7:30 pm, please. The name is Lopez.   ->   FRI 7:30pm x4 window Lopez
 
 The small base model has never seen the house style of the tickets and learns it within a few hundred examples. The same
 seed writes the same bytes. Held-out bookings come from guests that the training rows never name.
@@ -21,22 +21,22 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 HOURS = (12, 1, 2, 5, 6, 7, 8, 9)
 MINUTES = ("", "", ":15", ":30", ":45")
 PARTIES = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
-WISHES = {
+PLACES = {
     "by the window": "window",
     "on the terrace": "terrace",
     "in the garden": "garden",
     "at the bar": "bar",
-    "in a quiet corner": "quiet",
+    "in the corner": "corner",
 }
 PHRASES = (
-    "A table for {party} on {day} at {time}{wish}, please. The name is {guest}.",
-    "Hi, this is {guest}. Could we have a table{wish} for {party} on {day} at {time}?",
-    "Please book {day} at {time} for {party}{wish}. Name: {guest}.",
-    "{guest} here. We are {party} and would like to come on {day} at {time}{wish}.",
-    "Can I reserve for {party} at {time} on {day}{wish}? My name is {guest}.",
-    "Good morning, {guest} speaking. Is there a table{wish} on {day} at {time} for {party}?",
-    "We need a table for {party}{wish}, {day}, {time}. It is for {guest}.",
-    "Hello, a booking for {guest}: {party} people, {day} at {time}{wish}.",
+    "A table {place} for {party} on {day} at {time}, please. The name is {guest}.",
+    "Hi, this is {guest}. Could we have a table {place} for {party} on {day} at {time}?",
+    "Please book a table {place}, {day} at {time} for {party}. Name: {guest}.",
+    "{guest} here. We are {party} and would like to sit {place} on {day} at {time}.",
+    "Can I reserve a table {place} for {party} at {time} on {day}? My name is {guest}.",
+    "Good morning, {guest} speaking. Is there a table {place} on {day} at {time} for {party}?",
+    "We need a table for {party} {place}, {day}, {time}. It is for {guest}.",
+    "Hello, a booking for {guest}: {party} people {place}, {day} at {time}.",
 )
 GUESTS = """
     Adams Ahmed Allen Anderson Baker Barnes Bauer Becker Bell Bennett Bianchi Brooks Brown Burns Campbell Carter Chen Clark
@@ -81,15 +81,12 @@ def make_rows(guests: list[str], count: int, seed: int) -> Iterator[dict]:
 
 
 def make_booking(dice: random.Random, guest: str) -> tuple[str, str]:
-    """A guest's sentence and the ticket that belongs to it. Three bookings in ten carry a wish."""
+    """A guest's sentence and the ticket that belongs to it."""
     party, day = dice.randrange(len(PARTIES)), dice.choice(DAYS)
     hour, minutes = dice.choice(HOURS), dice.choice(MINUTES)
-    wish = dice.choice(list(WISHES)) if dice.random() < 0.3 else None
-    question = dice.choice(PHRASES).format(
-        party=PARTIES[party], day=day, time=f"{hour}{minutes} pm", wish=f" {wish}" if wish else "", guest=guest
-    )
-    ticket = f"{day[:3].upper()} {hour}{minutes}pm x{party + 2} {guest}"
-    return question, f"{ticket} +{WISHES[wish]}" if wish else ticket
+    place = dice.choice(list(PLACES))
+    question = dice.choice(PHRASES).format(party=PARTIES[party], day=day, time=f"{hour}{minutes} pm", place=place, guest=guest)
+    return question, f"{day[:3].upper()} {hour}{minutes}pm x{party + 2} {PLACES[place]} {guest}"
 
 
 def converse(question: str, ticket: str) -> dict:
