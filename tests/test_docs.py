@@ -104,7 +104,7 @@ def test_readme_lines_run_as_they_stand(live_service, tmp_path):
         ["bash", "-euo", "pipefail", "-c", "".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "\nsucceeded\n" in done.stdout
+    assert "succeeded\n" in done.stdout
     assert "model.gguf: OK" in done.stdout
     for heading in ("Purpose", "Setup", "Performance observations", "Outcomes"):
         assert heading in done.stdout
