@@ -7,6 +7,7 @@ from sqlmodel import Session
 
 from app.artifacts import repository as artifacts
 from app.artifacts.schemas import Artifact
+from app.files import repository as uploads
 from app.jobs import metrics, report, repository, schemas, stage_runs
 from app.jobs.spec import JobSpec, plan
 from app.jobs.states import JobStatus, Stage, StageStatus
@@ -110,10 +111,12 @@ def load_points(session: Session, job_id: str) -> list[schemas.MetricPoint]:
 
 def load_report(session: Session, storage: Storage, job: Job, base_url: str) -> dict[str, Any]:
     runs = [run for run in stage_runs.attempts(session, job.id) if run.status is StageStatus.SUCCEEDED and run.outputs]
+    file = uploads.find(session, job.spec["dataset"]["file"]) if job.spec["dataset"]["file"] else None
     return report.build(
         present(session, job, base_url).model_dump(mode="json"),
         stage_values={run.stage: run.outputs["values"] for run in runs if run.outputs},
         points=[point.model_dump(mode="json") for point in load_points(session, job.id)],
         checkpoints=[checkpoint.model_dump(mode="json") for checkpoint in load_checkpoints(session, storage, job.id)],
         events=[show_event(event).model_dump(mode="json") for event in repository.events(session, job.id)],
+        filename=file.filename if file else None,
     )

@@ -24,9 +24,11 @@ def build(
     points: list[dict[str, Any]],
     checkpoints: list[dict[str, Any]],
     events: list[dict[str, Any]],
+    filename: str | None = None,
 ) -> dict[str, Any]:
     """The report as JSON. `job`, `points` (by step), `checkpoints` and `events` are the API's own objects in their JSON form;
-    `stage_values` holds the `values` that the newest succeeded attempt of each stage returned, by stage name."""
+    `stage_values` holds the `values` that the newest succeeded attempt of each stage returned, by stage name; `filename` is
+    what the uploaded data set was called."""
     train = stage_values.get("train", {})
     return {
         "object": "report",
@@ -37,20 +39,20 @@ def build(
         "finished_at": job["finished_at"],
         "labels": job["labels"],
         "purpose": job["spec"]["purpose"],
-        "setup": build_setup(job, stage_values.get("prepare", {}), train),
+        "setup": build_setup(job, stage_values.get("prepare", {}), train, filename),
         "performance": build_performance(job, train),
         "outcomes": build_outcomes(job, train, points, checkpoints, events),
     }
 
 
-def build_setup(job: dict[str, Any], prepare: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
+def build_setup(job: dict[str, Any], prepare: dict[str, Any], train: dict[str, Any], filename: str | None) -> dict[str, Any]:
     spec, data = job["spec"], job["data"]
     training = spec["training"]
     steps = job["progress"]["total_steps"] or training["max_steps"]
     return {
         "base_model": spec["base_model"],
         "revision": prepare.get("base_model", {}).get("revision") or spec["revision"],
-        "dataset": {key: spec["dataset"][key] for key in ("file", "hub", "format", "max_samples", "seed")},
+        "dataset": pick(spec["dataset"], "file", "hub", "format", "max_samples", "seed") | {"filename": filename},
         "samples": data["rows"],
         "samples_refused": data["rows_refused"],
         "samples_held_out": prepare.get("counts", {}).get("validation_rows"),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 UNKNOWN = "–"
+ENDINGS = {"succeeded": "succeeded", "failed": "failed", "cancelled": "was cancelled"}
 ROWS_SHOWN = 5
 CELL_CHARACTERS = 300
 SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
@@ -31,7 +32,7 @@ def render(report: dict[str, Any]) -> str:
 def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
     lora, every = setup["lora"], setup["checkpoint_every_steps"]
     targets = lora["target_modules"] if isinstance(lora["target_modules"], str) else ", ".join(lora["target_modules"])
-    warmup = f"{number(setup['warmup_steps'])} warm-up steps"
+    warmup = f"warm-up steps: {number(setup['warmup_steps'])}"
     rows = [
         ("Base model", escape(setup["base_model"]) + (f" at {escape(setup['revision'])}" if setup["revision"] else "")),
         ("Data set", describe_dataset(setup["dataset"])),
@@ -62,7 +63,8 @@ def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
 
 def describe_dataset(dataset: dict[str, Any]) -> str:
     if dataset["file"]:
-        return f"file {escape(dataset['file'])}, {dataset['format']}"
+        called = f"{escape(dataset['filename'])}, " if dataset["filename"] else ""
+        return f"{called}{dataset['file']}, {dataset['format']}"
     hub = dataset["hub"]
     parts = [hub["repo"], hub["config"], hub["split"], hub["revision"] and f"at {hub['revision']}"]
     return f"{escape(' '.join(part for part in parts if part))}, {dataset['format']}"
@@ -127,7 +129,7 @@ def render_outcomes(status: str, outcomes: dict[str, Any]) -> list[str]:
         ("Exact answers, before → after", describe_exact(outcomes["samples"])),
     ]
     return [
-        f"The job is {status}." if outcomes["error"] is None else describe_error(status, outcomes["error"]),
+        describe_end(status, outcomes["error"]),
         table(("", ""), losses),
         *render_samples(outcomes["samples"]),
         *render_course(outcomes),
@@ -135,9 +137,11 @@ def render_outcomes(status: str, outcomes: dict[str, Any]) -> list[str]:
     ]
 
 
-def describe_error(status: str, error: dict[str, Any]) -> str:
+def describe_end(status: str, error: dict[str, Any] | None) -> str:
+    if error is None:
+        return f"The job {ENDINGS.get(status, f'is {status}')}."
     hint = f" {escape(error['hint'])}" if error.get("hint") else ""
-    return f"The job is {status}: {escape(error['code'])}. {escape(error['message'])}{hint}"
+    return f"The job {ENDINGS.get(status, f'is {status}')}: {escape(error['code'])}. {escape(error['message'])}{hint}"
 
 
 def describe_exact(samples: dict[str, Any] | None) -> str:
@@ -147,11 +151,11 @@ def describe_exact(samples: dict[str, Any] | None) -> str:
 
 
 def render_samples(samples: dict[str, Any] | None) -> list[str]:
-    """A few of the held-out prompts; the JSON form has more."""
+    """A few of the held-out questions; the JSON form has more of them, and the whole prompts."""
     shown = samples["rows"][:ROWS_SHOWN] if samples else []
-    keys = ("prompt", "reference", "before", "after")
+    keys = ("question", "reference", "before", "after")
     rows = [tuple(escape(row[key]) or "(nothing)" for key in keys) for row in shown]
-    return ["### Held-out samples", table(("Prompt", "Reference", "Before", "After"), rows)] if rows else []
+    return ["### Held-out samples", table(("Question", "Reference", "Before", "After"), rows)] if rows else []
 
 
 def render_course(outcomes: dict[str, Any]) -> list[str]:
@@ -180,7 +184,7 @@ def render_artifacts(artifacts: list[dict[str, Any]]) -> list[str]:
         (
             escape(item["name"]),
             item["kind"],
-            f"{number(item['bytes'])} bytes, {gigabytes(item['bytes'])}",
+            size(item["bytes"]),
             f"`{item['sha256']}`",
         )
         for item in artifacts
@@ -212,7 +216,7 @@ def number(value: float | None) -> str:
         return UNKNOWN
     if isinstance(value, int) or value.is_integer():
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.4g}"
 
 
 def seconds(value: float | None) -> str:
@@ -225,6 +229,11 @@ def duration(value: float | None) -> str:
 
 def gigabytes(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value / 2**30:.3f} GB"
+
+
+def size(value: int) -> str:
+    """In GB too where three decimals can show it."""
+    return f"{number(value)} bytes" + (f", {gigabytes(value)}" if value >= 2**20 else "")
 
 
 def share(value: float | None, sign: str = "") -> str:

@@ -30,7 +30,13 @@ TRAIN = {
         "exact_after": 49,
         "count": 50,
         "rows": [
-            {"prompt": f"Row {row}?", "reference": "FRI 7pm x4 Lopez", "before": "I'm sorry", "after": "FRI 7pm x4 Lopez"}
+            {
+                "prompt": f"<s>Row {row}?",
+                "question": f"Row {row}?",
+                "reference": "FRI 7pm x4 Lopez",
+                "before": "I'm sorry",
+                "after": "FRI 7pm x4 Lopez",
+            }
             for row in range(20)
         ],
     },
@@ -126,7 +132,7 @@ def test_a_finished_job_tells_what_the_author_wrote_by_hand(finished):
     rows = cells(text)
     assert rows["Batch size x accumulation"] == ["2 x 4 = 8 rows a step"]
     assert rows["Optimizer steps"] == ["50"]
-    assert rows["Learning rate"] == ["0.001, linear, 5 warm-up steps"]
+    assert rows["Learning rate"] == ["0.001, linear, warm-up steps: 5"]
     assert rows["LoRA"] == ["r 16, alpha 16, dropout 0, lora"]
     assert rows["Method"] == ["sft, base weights held as nf4"]
     assert rows["Precision"] == ["fp32, attention sdpa"]
@@ -189,7 +195,7 @@ def test_a_failed_job_says_why_and_keeps_what_it_measured():
     data = build(job, points=POINTS[:6])
     text = report.render(data)
     assert headings(text) == HEADINGS
-    assert "The job is failed: nan\\_loss. The loss became NaN at step 7. Lower training.learning\\_rate." in text
+    assert "The job failed: nan\\_loss. The loss became NaN at step 7. Lower training.learning\\_rate." in text
     assert data["performance"]["steps"] == 6
     assert data["outcomes"]["loss"]["mean"] == pytest.approx(sum(5.0 / step for step in range(1, 7)) / 6)
     assert data["outcomes"]["loss"]["last_step"] == 6
@@ -214,7 +220,13 @@ def test_users_text_stays_text(finished):
     finished["labels"] = {"team": "x|y <b>"}
     finished["spec"]["purpose"] = "Why?\n## Outcomes\n1. <script>alert(1)</script>\n| a | b |"
     samples = {"exact_before": 0, "exact_after": 0, "count": 1}
-    row = {"prompt": "a|b\n## Setup\n`c`", "reference": "x" * 2000, "before": "", "after": "[link](javascript:x)"}
+    row = {
+        "prompt": "?",
+        "question": "a|b\n## Setup\n`c`",
+        "reference": "x" * 2000,
+        "before": "",
+        "after": "[link](javascript:x)",
+    }
     text = report.render(build(finished, train=TRAIN | {"samples": samples | {"rows": [row]}}))
     assert headings(text) == HEADINGS
     assert "# Experiment report: a \\*bold\\* \\| name" in text

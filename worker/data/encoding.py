@@ -50,7 +50,7 @@ class Encoding:
 def encode_rows(
     rows: Iterable[Usable | Refusal], choice: Choice, training: Encoding, validation: Encoding, *, prompts: int, report: Any
 ) -> list[dict[str, Any]]:
-    """Adds the chosen rows to their side. Gives up to `prompts` held-out questions: {prompt_ids, prompt, reference}."""
+    """Adds the chosen rows to their side. Gives up to `prompts` of the held-out ones, see `question_of`."""
     sides = np.zeros(1 + max((int(numbers[-1]) for numbers in choice[:2] if len(numbers)), default=-1), dtype=np.uint8)
     sides[choice.training], sides[choice.validation] = 1, 2
     questions: list[dict[str, Any]] = []
@@ -72,10 +72,14 @@ def encode_rows(
 
 
 def question_of(row: Usable, side: Encoding) -> dict[str, Any] | None:
-    """The conversation up to its last answer. None for a text, or a question that leaves no room for an answer in a row."""
+    """{prompt_ids, prompt, question, reference}: the conversation up to its last answer, the turn before it, and the answer.
+
+    None for a text, or a question that leaves no room for an answer in a row.
+    """
     if isinstance(row.sample, str):
         return None
     ids, text = side.encoder.encode_prompt(row.sample[:-1])
     if len(ids) >= side.max_seq_length:
         return None
-    return {"prompt_ids": ids, "prompt": text, "reference": row.sample[-1]["content"]}
+    question, answer = (turn["content"] for turn in row.sample[-2:])
+    return {"prompt_ids": ids, "prompt": text, "question": question, "reference": answer}

@@ -2,7 +2,7 @@
 
 out/plan/           what is trained on, see worker.data.plan
 out/validation/     the same for the held-out rows, if there are any, and
-    samples.jsonl   held-out prompts: {"prompt_ids", "prompt", "reference", "stop_token_ids"} a line
+    samples.jsonl   held-out prompts: {"prompt_ids", "prompt", "question", "reference", "stop_token_ids"} a line
 """
 
 import json

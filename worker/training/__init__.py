@@ -29,7 +29,7 @@ class Run:
     plan: "Plan"
     validation: "Plan | None"
     samples: list[dict[str, Any]]
-    """Held-out prompts to answer before and after: {"prompt_ids", "prompt", "reference", "stop_token_ids"}."""
+    """Held-out prompts to answer before and after: {"prompt_ids", "prompt", "question", "reference", "stop_token_ids"}."""
     total_steps: int
     warmup_steps: int
     out: Path

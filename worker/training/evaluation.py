@@ -99,7 +99,7 @@ def compare(samples: list[dict[str, Any]], before: list[str], after: list[str]) 
     """How many answers are exactly the reference, and the first rows in full."""
     references = [sample["reference"].strip() for sample in samples]
     rows = [
-        {"prompt": sample["prompt"], "reference": reference, "before": old, "after": new}
+        {"prompt": sample["prompt"], "question": sample["question"], "reference": reference, "before": old, "after": new}
         for sample, reference, old, new in zip(samples, references, before, after, strict=True)
     ]
     return {

@@ -151,6 +151,7 @@ def test_validation_rows_are_held_out_and_asked(prepare, models_dir):
     assert f"{sample['reference']}<|im_end|>" in held_out
     assert sample["prompt"].endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(sample["prompt_ids"]) == sample["prompt"]
+    assert sample["prompt"].endswith(f"{sample['question']}<|im_end|>\n<|im_start|>assistant\n")
     assert sample["stop_token_ids"] == [2]
 
 

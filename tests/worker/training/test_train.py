@@ -101,7 +101,8 @@ def test_held_out_prompts_are_answered_before_and_after(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "tiny", dtype=torch.float32)
     prompts = [document.input_ids.tolist()[:9] for document in random_documents(6, seed=2)]
     samples = [
-        {"prompt_ids": ids, "prompt": f"p{n}", "reference": "?!", "stop_token_ids": [STOP]} for n, ids in enumerate(prompts)
+        {"prompt_ids": ids, "prompt": f"p{n}", "question": f"q{n}", "reference": "?!", "stop_token_ids": [STOP]}
+        for n, ids in enumerate(prompts)
     ]
     lines = [json.dumps(sample) + "\n" for sample in samples]
     (inputs.folders["prepare"] / "validation" / "samples.jsonl").write_text("".join(lines))
@@ -112,6 +113,7 @@ def test_held_out_prompts_are_answered_before_and_after(tmp_path):
         alone = base.generate(torch.tensor([ids]), max_new_tokens=18, do_sample=False, eos_token_id=STOP, pad_token_id=STOP)
         assert row["before"] == tokenizer.decode(alone[0, len(ids) :], skip_special_tokens=True).strip()
         assert row["reference"] == "?!"
+    assert [row["question"] for row in found["rows"]] == ["q0", "q1", "q2", "q3", "q4"]
 
 
 def test_a_stopped_run_goes_on_in_a_new_process_to_the_same_bytes(tmp_path):

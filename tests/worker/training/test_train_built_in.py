@@ -41,7 +41,7 @@ def inputs(tmp_path_factory) -> Inputs:
     for number in range(400, 416):
         prompt, answer = conversation(number)
         ids = tokenizer(prompt)["input_ids"]
-        samples.append({"prompt_ids": ids, "prompt": prompt, "reference": answer, "stop_token_ids": [stop]})
+        samples.append({"prompt_ids": ids, "prompt": prompt, "question": prompt, "reference": answer, "stop_token_ids": [stop]})
     lines = "".join(json.dumps(sample) + "\n" for sample in samples)
     (folder / "prepared" / "validation" / "samples.jsonl").write_text(lines)
     return Inputs(
