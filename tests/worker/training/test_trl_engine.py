@@ -99,6 +99,29 @@ def test_losses_and_gradients_equal_separate_documents_in_one_big_batch(tmp_path
         model.zero_grad()
 
 
+@pytest.mark.parametrize("memory", ["speed", "balanced"])
+def test_the_trainer_leaves_the_adapter_as_it_is(tmp_path, memory):
+    run = prepare(tmp_path, memory=memory)
+    model = load(run)
+    before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    PlanTrainer(run, model, AutoTokenizer.from_pretrained(run.base), Counters())
+    after = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_measuring_leaves_the_4_bit_weights_as_they_are(tmp_path):
+    run = prepare(tmp_path, memory="balanced")
+    model = load(run)
+    before = {name: weight.clone() for name, weight in model.named_parameters() if weight.dtype == torch.uint8}
+    options = {"batch_size": 3, "precision": "fp32", "device": run.device}
+    held_out_loss(model, run.plan, **options, adapter=False)
+    check_head(model, run.spec, run.device)
+    assert len(before) == 14
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
 def test_training_equals_a_plain_loop(tmp_path):
     settings = {"max_steps": None, "epochs": 2, "batch_size": 2, "gradient_accumulation": 2, "weight_decay": 0.01}
     run = prepare(tmp_path, **settings, scheduler="constant", warmup_steps=0, learning_rate=1e-3, max_grad_norm=0.5)
