@@ -1,5 +1,6 @@
 """A job as it goes on: its events as they come, and one line of progress that moves."""
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,7 @@ Look = tuple[dict[str, Any], list[dict[str, Any]]]
 def watch(client: Client, job_id: str) -> Iterator[Look]:
     """The job about once a second, each time with the events that are new; the last look is at the ended job."""
     seen: str | None = None
-    heard = time.monotonic()
+    heard, told = time.monotonic(), False
     while True:
         try:
             job = client.job(job_id)
@@ -32,9 +33,12 @@ def watch(client: Client, job_id: str) -> Iterator[Look]:
             refused = isinstance(error, ApiError) and error.status < 500
             if refused or time.monotonic() - heard > PATIENCE_SECONDS:
                 raise
+            if not told:
+                print(f"{error} Trying again for {PATIENCE_SECONDS:.0f} seconds.", file=sys.stderr)
+                told = True
             time.sleep(POLL_SECONDS)
             continue
-        heard = time.monotonic()
+        heard, told = time.monotonic(), False
         seen = events[-1]["id"] if events else seen
         yield job, events
         if job["status"] in ENDED:

@@ -92,9 +92,10 @@ def test_follow_on_a_terminal_moves_a_bar_and_leaves_the_events(service):
         assert text in screen.getvalue()
 
 
-def test_follow_sits_out_a_restart_of_the_service(service, tmp_path, monkeypatch):
+def test_follow_sits_out_a_restart_of_the_service(service, tmp_path, monkeypatch, capsys):
     jobs = [(200, JOB), None, (503, {"error": {"message": "Starting."}}), (200, JOB | {"status": "succeeded"})]
     assert submit(service, tmp_path, monkeypatch, jobs=jobs) == 0
+    assert capsys.readouterr().err.count("Trying again") == 1
 
 
 def test_failed_job_ends_with_its_error_and_hint_and_exit_1(service, tmp_path, monkeypatch, capsys):
