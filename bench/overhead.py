@@ -1,6 +1,6 @@
 """What the service costs: a job over HTTP against the same work in one hand-written script, in turn, in one run.
 
-usage: overhead.py [--steps 12 50] [--pairs 1]
+usage: overhead.py [--steps 8 50] [--pairs 1]
 
 Starts `tunesmith up` on a data folder of its own, with a warm built-in model and the sample data of examples/, then for
 each number of steps runs the script and the job, the script first. Prints wall and CPU seconds of both, the difference and
@@ -28,7 +28,7 @@ PORT = 8765
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="+", default=[12, 50])
+    parser.add_argument("--steps", type=int, nargs="+", default=[8, 50])
     parser.add_argument("--pairs", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tunesmith-overhead-") as name:

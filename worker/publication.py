@@ -30,6 +30,8 @@ def publish_stage(session: Session, storage: Storage, job: Job, run: StageRun, o
     seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
     data = {"stage": run.stage, "attempt": run.attempt, "duration_seconds": seconds}
     jobs.record_event(session, job, EventType.STAGE_FINISHED, f"Stage {run.stage} finished.", data)
+    job.progress = (job.progress or {}) | {"message": None}
+    session.add(job)
     if job.cancel_requested_at:
         recovery.cancel(session, job)
     else:

@@ -33,7 +33,7 @@ def test_a_job_goes_through_its_stages_and_everything_reported_is_stored(supervi
             assert inputs.folders["prepare"].parts[-3:] == ("prepare", "1", "out")
             assert inputs.values == {"prepare": {"path": "plan"}}
             report("resolved", spec={"training": {"precision": "fp32"}})
-            report("progress", step=1, total_steps=2)
+            report("progress", step=1, total_steps=2, message="warming up")
             report("metrics", points=[{"step": 1, "loss": 2.5}])
             report("checkpoint", step=1, bytes=7, metrics={"loss": 2.5})
             report("progress", step=2)
@@ -51,7 +51,7 @@ def test_a_job_goes_through_its_stages_and_everything_reported_is_stored(supervi
     assert (job.status, job.stage, job.error) == (JobStatus.SUCCEEDED, Stage.TRAIN, None)
     assert job.started_at and job.finished_at
     assert job.data == {"rows": 3, "tokens": 9}
-    assert job.progress == {"step": 2, "total_steps": 2}
+    assert job.progress == {"step": 2, "total_steps": 2, "message": None}
     assert job.memory == {"device": "cpu", "peak_reserved_bytes": 5}
     assert job.metrics == {"train_loss": 2.0}
     assert job.spec["training"]["precision"] == "fp32" and job.spec["training"]["batch_size"] == 2
