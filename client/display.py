@@ -131,7 +131,7 @@ def line(console: Console, text: str, *, style: str | None = None) -> None:
 
 
 def progress(data: dict[str, Any], loss: float | None = None) -> str:
-    """`train  120/600  loss 0.910  6410 tokens/s  0:20:27 left`, or the stage's own words outside the optimizer's steps."""
+    """`train  120/600  loss 0.910  6410 tokens/s  0:20:27 left`, or the stage's own words when it has some."""
     if data["queue_position"] is not None:
         return f"waiting for a worker, place {data['queue_position']}"
     if data["status"] != "running":
@@ -151,9 +151,9 @@ def progress(data: dict[str, Any], loss: float | None = None) -> str:
 
 
 def is_stepping(data: dict[str, Any]) -> bool:
-    """Whether the optimizer has begun and not finished; the job keeps its last numbers, and its last message, after that."""
+    """Whether the optimizer is at work: the stage has nothing else to say then."""
     numbers = data["progress"] or {}
-    return data["stage"] == "train" and 0 < (numbers.get("step") or 0) < (numbers.get("total_steps") or 0)
+    return data["stage"] == "train" and bool(numbers.get("step")) and not numbers.get("message")
 
 
 def percent(data: dict[str, Any]) -> str | None:

@@ -95,8 +95,8 @@ class Progress:
             tokens_seen=counters.tokens_seen,
             trained_tokens=counters.trained_tokens,
             tokens_per_second=speed,
+            message=None,
         )
-
         if len(self._recent) == 1:
             self.report_memory()
 
