@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -11,6 +12,9 @@ from starlette.testclient import TestClient
 from app.db import make_engine, migrate
 from app.main import attach, create_app
 from app.settings import Settings
+
+# As for stages: torch is imported after this, and its threads would otherwise spin beside the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture
