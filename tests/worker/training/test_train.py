@@ -148,7 +148,7 @@ class StoppedReport(Report):
 
     def __call__(self, kind, **data):
         super().__call__(kind, **data)
-        if data.get("message", "").startswith(self.message):
+        if (data.get("message") or "").startswith(self.message):
             self.request_stop()
 
 
