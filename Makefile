@@ -43,7 +43,8 @@ bench: setup ## Measure what the service costs beside a hand-written script
 	$(BIN)/python bench/overhead.py
 
 bench-gpu: setup ## Run the job of the GPU bar: the Llama-3.2-1B shape, on an accelerator
-	$(BIN)/python bench/gpu_job.py
+	$(BIN)/python bench/make_model.py data/bench/models/llama-3.2-1b-shape
+	$(BIN)/python bench/gpu_job.py data/bench/models data/bench/gpu
 
 clean: ## Remove .venv and caches; data stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

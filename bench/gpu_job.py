@@ -10,16 +10,11 @@ accumulation 4. For each precision the job's JSON goes to OUT/<precision>.json. 
 import argparse
 import json
 import random
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from client.api import Client, ClientError
+from service import run_job, running
 
-ROOT = Path(__file__).resolve().parent.parent
-PORT = 8766
 LIMIT_GIB = 2.2
 WORDS = ("the", "model", "learns", "what", "it", "is", "shown", "and", "every", "answer", "gets", "checked", "by", "people")
 
@@ -37,20 +32,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tunesmith-gpu-") as folder:
         rows = Path(folder) / "rows.jsonl"
         write_rows(rows, tokens=arguments.steps * 9 * arguments.max_seq_length)
-        command = [sys.executable, "-m", "app.up", "--data-dir", f"{folder}/data", "--port", str(PORT)]
-        service = subprocess.Popen([*command, "--models-dir", str(arguments.models_dir)], cwd=ROOT)
-        try:
-            client = wait_until_ready()
+        with running(Path(folder) / "data", "--models-dir", str(arguments.models_dir)) as (client, _):
             file = client.upload(rows)["id"]
             for precision in arguments.precisions:
                 job = run_job(client, make_spec(arguments, file, precision))
                 (arguments.out / f"{precision}.json").write_text(json.dumps(job, indent=2) + "\n")
                 print_row(precision, job)
-        finally:
-            service.terminate()
-            service.wait(60)
-            for log in sorted(Path(folder).glob("data/jobs/*/*/*/log.txt")):
-                print(f"== {log.parent.parent.name}: {log.read_text()[-1500:]}")
 
 
 def write_rows(path: Path, *, tokens: int) -> None:
@@ -74,31 +61,6 @@ def make_spec(arguments: argparse.Namespace, file: str, precision: str) -> dict:
         "training": {"max_steps": arguments.steps, "max_seq_length": arguments.max_seq_length, "precision": precision},
         "exports": [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf", "quantization": "q8_0"}],
     }
-
-
-def wait_until_ready() -> Client:
-    client = Client(f"http://127.0.0.1:{PORT}")
-    deadline = time.monotonic() + 90
-    while not is_ready(client):
-        if time.monotonic() > deadline:
-            raise SystemExit("the service did not get ready")
-        time.sleep(0.2)
-    return client
-
-
-def is_ready(client: Client) -> bool:
-    try:
-        return len(client.workers()) == 3
-    except ClientError:
-        return False
-
-
-def run_job(client: Client, spec: dict) -> dict:
-    job = client.submit(spec)
-    while job["status"] not in ("succeeded", "failed", "cancelled"):
-        time.sleep(0.5)
-        job = client.job(job["id"])
-    return job
 
 
 def print_row(precision: str, job: dict) -> None:

@@ -1,8 +1,9 @@
 """Write a base model of the Llama-3.2-1B shape with random weights: speed and memory do not depend on their values.
 
-usage: make_model.py OUT TOKENIZER_DIR [--untied] [--shard-size 5GB]
+usage: make_model.py OUT [TOKENIZER_DIR] [--untied] [--shard-size 5GB]
 
-The tokenizer of TOKENIZER_DIR is taken as it is; its vocabulary may be smaller than the model's 128,256 rows.
+The tokenizer of TOKENIZER_DIR, or of the built-in model, is taken as it is; its vocabulary is smaller than the model's 128,256
+rows, which is allowed.
 """
 
 import argparse
@@ -10,13 +11,20 @@ import argparse
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from app.jobs.spec import BUILT_IN_MODEL
+from app.settings import Settings
+from worker.data.base_models import fetch
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("out")
-parser.add_argument("tokenizer")
+parser.add_argument("tokenizer", nargs="?")
 parser.add_argument("--untied", action="store_true", help="an output head of its own")
 parser.add_argument("--shard-size", default="5GB")
 arguments = parser.parse_args()
 
+if arguments.tokenizer is None:
+    place = {"cache_dir": Settings().cache_dir.expanduser(), "models_dir": None}
+    arguments.tokenizer = fetch(BUILT_IN_MODEL, None, **place, report=lambda kind, **data: None).path
 tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
 config = LlamaConfig(
     vocab_size=128256,

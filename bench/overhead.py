@@ -18,12 +18,11 @@ import time
 from pathlib import Path
 
 import psutil
+from service import ROOT, run_job, running
 
-from client.api import Client, ClientError
+from client.api import Client
 
-ROOT = Path(__file__).resolve().parent.parent
 CONVERTER_DIR = Path(sys.prefix) / "share" / "tunesmith" / "llama.cpp"
-PORT = 8765
 
 
 def main() -> None:
@@ -35,29 +34,12 @@ def main() -> None:
         folder = Path(name)
         data = folder / "rows.jsonl"
         subprocess.run([sys.executable, ROOT / "examples" / "make_data.py", data], check=True)
-        service = start_service(folder)
-        try:
-            client = Client(f"http://127.0.0.1:{PORT}")
+        with running(folder / "data") as (client, service):
             file = client.upload(data)
             model = warm_up(client, file["id"])
             for steps in arguments.steps:
                 for pair in range(arguments.pairs):
                     compare(folder / f"{steps}-{pair}", client, service, file["id"], data, model, steps)
-        finally:
-            service.terminate()
-            service.wait(30)
-
-
-def start_service(folder: Path) -> psutil.Popen:
-    command = [sys.executable, "-m", "app.up", "--data-dir", folder / "data", "--port", str(PORT)]
-    service = psutil.Popen([str(part) for part in command], cwd=ROOT)
-    client = Client(f"http://127.0.0.1:{PORT}")
-    deadline = time.monotonic() + 60
-    while not is_ready(client):
-        if time.monotonic() > deadline:
-            raise SystemExit("the service did not get ready")
-        time.sleep(0.2)
-    return service
 
 
 def make_spec(file: str, steps: int) -> dict:
@@ -71,23 +53,13 @@ def make_spec(file: str, steps: int) -> dict:
 
 def warm_up(client: Client, file: str) -> Path:
     """One job of one step, so that neither side pays for the first start of anything. Gives the base model's folder."""
-    run_job(client, make_spec(file, 1) | {"exports": [{"kind": "adapter"}]})
+    run_to_success(client, make_spec(file, 1) | {"exports": [{"kind": "adapter"}]})
     cache = Path(os.environ.get("TUNESMITH_CACHE_DIR", Path.home() / ".cache" / "tunesmith"))
     return next(path.parent for path in cache.rglob("config.json") if "smollm2-135m-instruct" in str(path))
 
 
-def is_ready(client: Client) -> bool:
-    try:
-        return len(client.workers()) == 3
-    except ClientError:
-        return False
-
-
-def run_job(client: Client, spec: dict) -> dict:
-    job = client.submit(spec)
-    while job["status"] not in ("succeeded", "failed", "cancelled"):
-        time.sleep(0.5)
-        job = client.job(job["id"])
+def run_to_success(client: Client, spec: dict) -> dict:
+    job = run_job(client, spec)
     if job["status"] != "succeeded":
         raise SystemExit(f"the job ended as {job['status']}: {job['error']}")
     return job
@@ -106,7 +78,7 @@ def compare(folder: Path, client: Client, service: psutil.Popen, file: str, data
     script_cpu = after.children_user + after.children_system - before.children_user - before.children_system
 
     started, before_cpu = time.monotonic(), tree_cpu(service)
-    job = run_job(client, spec)
+    job = run_to_success(client, spec)
     job_wall, job_cpu = time.monotonic() - started, tree_cpu(service) - before_cpu
     stages = ", ".join(f"{stage['name']} {stage['duration_seconds']:.1f}" for stage in job["stages"])
     print(
