@@ -24,7 +24,7 @@ serve: setup ## Run the service on http://127.0.0.1:8000 with its data in ./data
 	$(BIN)/tunesmith up
 
 test: setup ## Run the fast tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 test-ml: setup ## Run the tests that train and convert the real small model
 	$(BIN)/pytest -m ml
