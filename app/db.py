@@ -9,12 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlmodel import Session
-
-import migrations
 
 SQLITE_PRAGMAS = (
     "journal_mode=WAL",
@@ -58,26 +54,3 @@ def write_session(engine: Engine) -> Iterator[Session]:
 def read_session(engine: Engine) -> Iterator[Session]:
     with Session(engine.execution_options(read_only=True), expire_on_commit=False) as session:
         yield session
-
-
-def migration_config(connection: Connection) -> Config:
-    config = Config()
-    config.set_main_option("script_location", migrations.__path__[0])
-    config.attributes["connection"] = connection
-    return config
-
-
-def migrate(engine: Engine) -> None:
-    """Brings the tables up to date. Of two processes that start at once, one waits and then has nothing to do."""
-    with connect_for_migration(engine) as connection:
-        command.upgrade(migration_config(connection), "head")
-
-
-@contextmanager
-def connect_for_migration(engine: Engine) -> Iterator[Connection]:
-    """A connection of its own without foreign keys: SQLite alters a table by replacing it, which would cascade."""
-    with engine.connect() as connection:
-        connection.detach()
-        if engine.dialect.name == "sqlite":
-            connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
-        yield connection

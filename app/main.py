@@ -17,7 +17,8 @@ import app.jobs.history_endpoints
 import app.workers.endpoints
 from app import error_handlers
 from app.body_limit import BodyLimit
-from app.db import make_engine, migrate
+from app.db import make_engine
+from app.migration import migrate
 from app.reaper import Reaper
 from app.request_ids import RequestIds
 from app.security import Guard, is_loopback

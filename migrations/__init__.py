@@ -1,1 +1,1 @@
-"""Alembic's folder, a package so that the wheel carries it. `app.db.migrate` runs it."""
+"""Alembic's folder, a package so that the wheel carries it. `app.migration.migrate` runs it."""

@@ -1,4 +1,4 @@
-"""Run by Alembic, on the connection that `app.db.migrate` hands over; for the command line, on the configured database."""
+"""Run by Alembic, on the connection that `app.migration` hands over; for the command line, on the configured database."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,8 @@ from sqlalchemy import Connection, TypeDecorator
 from sqlmodel import SQLModel
 
 import app.models  # noqa: F401  the import fills the metadata
-from app.db import connect_for_migration, make_engine
+from app.db import make_engine
+from app.migration import connect_for_migration
 from app.settings import Settings
 
 

@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
-from app.db import make_engine, migrate
+from app.db import make_engine
 from app.main import attach, create_app
+from app.migration import migrate
 from app.settings import Settings
 
 # As for stages: torch is imported after this, and its threads would otherwise spin beside the processes that tests start.

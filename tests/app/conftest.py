@@ -1,12 +1,12 @@
 """Steps that many tests take. No worker runs here: what one would write, the tests write through the same functions."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_rows import DATASET
 from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
@@ -17,9 +17,6 @@ from app.jobs.states import JobStatus, Resource
 from app.models import Artifact, File, StageRun
 from app.settings import Settings
 from app.storage import Storage
-
-ROW = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
-DATASET = (json.dumps(ROW) + "\n").encode() * 3
 
 
 @pytest.fixture

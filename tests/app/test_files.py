@@ -1,7 +1,7 @@
 import hashlib
 
 import pytest
-from conftest import DATASET
+from sample_rows import DATASET
 from sqlmodel import select
 
 from app.db import read_session

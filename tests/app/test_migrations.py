@@ -2,7 +2,8 @@ from alembic import command
 from sqlalchemy import Engine, inspect, text
 from sqlmodel import SQLModel
 
-from app.db import connect_for_migration, make_engine, migrate, migration_config
+from app.db import make_engine
+from app.migration import connect_for_migration, migrate, migration_config
 from app.settings import Settings
 
 

@@ -39,7 +39,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
 def find_base(spec: JobSpec, inputs: Inputs, report: Report) -> Path:
     """The folder of the base model that the adapter was trained on, at the same revision."""
     revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
-    token = inputs.secrets.get(spec.hub_token.removeprefix("secret:")) if spec.hub_token else None
+    token = inputs.secret(spec.hub_token)
     base = base_models.fetch(
         spec.base_model, revision, cache_dir=inputs.cache_dir, models_dir=inputs.models_dir, token=token, report=report
     )

@@ -31,7 +31,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     report("resolved", spec={"training": settled.training.model_dump(include={"precision", "memory", "optimizer", "engine"})})
     places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
     revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
-    base = base_models.fetch(spec.base_model, revision, **places, token=inputs.secrets.get("hub_token"), report=report)
+    base = base_models.fetch(spec.base_model, revision, **places, token=inputs.secret(spec.hub_token), report=report)
     ready = make_run(settled, inputs, device, base, plan, out, report)
     report("progress", message="Loading the libraries")
     trained: Trained = importlib.import_module(ENGINES[settled.training.engine]).train(ready)
