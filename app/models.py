@@ -80,7 +80,10 @@ class Job(SQLModel, table=True):
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    queued_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    """When its user last put it into the queue: submitted, resumed or retried it."""
     cancel_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    pause_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     event_count: int = 0
     progress: dict[str, Any] | None = Field(default=None, sa_column=json_column(nullable=True))
     data: dict[str, Any] | None = Field(default=None, sa_column=json_column(nullable=True))

@@ -9,14 +9,6 @@ from app.errors import NotFound
 from app.jobs.states import TRANSITIONS, EventType, JobStatus
 from app.models import Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
 
-EVENT_OF_STATUS = {
-    JobStatus.RUNNING: EventType.JOB_STARTED,
-    JobStatus.SUCCEEDED: EventType.JOB_SUCCEEDED,
-    JobStatus.FAILED: EventType.JOB_FAILED,
-    JobStatus.CANCELLED: EventType.JOB_CANCELLED,
-}
-
-
 class InvalidTransition(Exception):
     """A job was asked to go where the transition map has no way to."""
 
@@ -60,15 +52,17 @@ def add(session: Session, job: Job, labels: dict[str, str]) -> None:
 
 def set_status(session: Session, job: Job, status: JobStatus, message: str, data: dict[str, Any] | None = None) -> None:
     """The only way a job's status changes: along the map, with its event, in the caller's transaction."""
-    if status not in TRANSITIONS[JobStatus(job.status)]:
+    event = TRANSITIONS[JobStatus(job.status)].get(status)
+    if event is None:
         raise InvalidTransition(f"{job.id}: {job.status} to {status}")
     job.status = status
-    if status is JobStatus.RUNNING:
+    if status is JobStatus.QUEUED:
+        job.queued_at = now()
+    elif status is JobStatus.RUNNING:
         job.started_at = job.started_at or now()
-    if status.is_terminal:
-        job.finished_at = now()
+    job.finished_at = now() if status.is_terminal else None
     session.add(job)
-    record_event(session, job, EVENT_OF_STATUS[status], message, data)
+    record_event(session, job, event, message, data)
 
 
 def record_event(session: Session, job: Job, type: EventType, message: str, data: dict[str, Any] | None = None) -> Event:

@@ -1,4 +1,7 @@
-"""The vocabulary of a job's life: statuses, stages, events, failure codes, and which status may follow which."""
+"""The vocabulary of a job's life: statuses, stages, events, failure codes, and which status may follow which.
+
+docs/states.md draws the map of the statuses; a test writes it from here.
+"""
 
 from enum import StrEnum
 
@@ -17,15 +20,6 @@ class JobStatus(StrEnum):
 
 
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
-
-TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.PAUSED: frozenset({JobStatus.CANCELLED}),
-    JobStatus.SUCCEEDED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELLED: frozenset(),
-}
 
 
 class Stage(StrEnum):
@@ -65,10 +59,33 @@ class EventType(StrEnum):
     JOB_CHECKPOINT = "job.checkpoint"
     JOB_ARTIFACT = "job.artifact"
     JOB_WARNING = "job.warning"
+    JOB_PAUSED = "job.paused"
+    JOB_RESUMED = "job.resumed"
     JOB_RETRYING = "job.retrying"
     JOB_SUCCEEDED = "job.succeeded"
     JOB_FAILED = "job.failed"
     JOB_CANCELLED = "job.cancelled"
+
+
+TRANSITIONS: dict[JobStatus, dict[JobStatus, EventType]] = {
+    JobStatus.QUEUED: {
+        JobStatus.RUNNING: EventType.JOB_STARTED,
+        JobStatus.PAUSED: EventType.JOB_PAUSED,
+        JobStatus.FAILED: EventType.JOB_FAILED,
+        JobStatus.CANCELLED: EventType.JOB_CANCELLED,
+    },
+    JobStatus.RUNNING: {
+        JobStatus.PAUSED: EventType.JOB_PAUSED,
+        JobStatus.SUCCEEDED: EventType.JOB_SUCCEEDED,
+        JobStatus.FAILED: EventType.JOB_FAILED,
+        JobStatus.CANCELLED: EventType.JOB_CANCELLED,
+    },
+    JobStatus.PAUSED: {JobStatus.QUEUED: EventType.JOB_RESUMED, JobStatus.CANCELLED: EventType.JOB_CANCELLED},
+    JobStatus.SUCCEEDED: {},
+    JobStatus.FAILED: {JobStatus.QUEUED: EventType.JOB_RETRYING},
+    JobStatus.CANCELLED: {JobStatus.QUEUED: EventType.JOB_RETRYING},
+}
+"""From each status to those that may follow, with the event that the step writes. Nobody but the user leaves an end."""
 
 
 class FailureCode(StrEnum):
