@@ -14,6 +14,7 @@ import app.files.endpoints
 import app.health.endpoints
 import app.jobs.endpoints
 import app.jobs.history_endpoints
+import app.secrets.endpoints
 import app.workers.endpoints
 from app import error_handlers
 from app.body_limit import BodyLimit
@@ -21,6 +22,7 @@ from app.db import make_engine
 from app.migration import migrate
 from app.reaper import Reaper
 from app.request_ids import RequestIds
+from app.secrets import service as secrets
 from app.security import Guard, is_loopback
 from app.settings import Settings, read_flags
 from app.storage import Storage
@@ -36,6 +38,7 @@ ROUTERS = (
     app.files.endpoints.router,
     app.files.endpoints.native_router,
     app.base_models.endpoints.router,
+    app.secrets.endpoints.router,
     app.workers.endpoints.router,
     app.health.endpoints.router,
 )
@@ -46,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
         engine = service.state.engine
         migrate(engine)
+        secrets.renew(engine, service.state.settings)
         reaper = Reaper(engine, service.state.settings)
         reaper.start()
         yield

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, DateTime, ForeignKey, Index, String, Text, TypeDecorator, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 from app.ids import new_id
@@ -226,6 +226,19 @@ class WebhookDelivery(SQLModel, table=True):
     attempts: list[dict[str, Any]] = Field(default_factory=list, sa_column=json_column())
     due_at: datetime | None = Field(default=None, sa_type=UtcDateTime, index=True)
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
+class Secret(SQLModel, table=True):
+    """A token or key that specs name as `secret:NAME`."""
+
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+
+    id: str = Field(primary_key=True, default_factory=lambda: new_id("sec_"))
+    tenant_id: str = DEFAULT_TENANT
+    name: str
+    encrypted: str = Field(sa_type=Text, repr=False)
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
 class Worker(SQLModel, table=True):

@@ -4,20 +4,22 @@ import hashlib
 import os
 import tempfile
 from argparse import ArgumentParser
+from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LONGEST_SOCKET_PATH = 100
 """In bytes; the kernels' limits are 104 and 108."""
+KEY_BYTES = 32
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TUNESMITH_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Path("data")
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "tunesmith")
@@ -27,11 +29,23 @@ class Settings(BaseSettings):
     public_url: str | None = None
     bootstrap_key: SecretStr | None = None
     """The key that /v1 asks for; without it the server stays on loopback."""
+    secret_key: SecretStr | None = None
+    """What stored secrets are encrypted with; see `app.secrets.encryption`."""
     database_url: str | None = None
     broker_url: str | None = None
     lease_seconds: float = Field(default=60, gt=0)
     reaper_seconds: float = Field(default=10, gt=0)
     device_memory_bytes: int | None = Field(default=None, gt=0)
+
+    @field_validator("secret_key")
+    @classmethod
+    def _holds_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        for key in value.get_secret_value().split(",") if value else ():
+            if not is_key(key.strip()):
+                raise ValueError(
+                    "each key, separated by commas, must be 32 bytes in base64: `openssl rand -base64 32` makes one"
+                )
+        return value
 
     @cached_property
     def root(self) -> Path:
@@ -55,6 +69,13 @@ class Settings(BaseSettings):
             return path
         digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"tunesmith-{os.getuid()}-{digest}" / "broker.sock"
+
+
+def is_key(text: str) -> bool:
+    try:
+        return len(urlsafe_b64decode(text)) == KEY_BYTES
+    except ValueError:
+        return False
 
 
 def read_flags(program: str, arguments: Sequence[str] | None = None, parents: Sequence[ArgumentParser] = ()) -> Settings:

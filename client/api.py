@@ -130,6 +130,16 @@ class Client:
         """What a worker found in the file: rows, format, and each refused row's line and reason."""
         return self._json("GET", f"/v1/files/{quote(file_id, safe='')}/report")
 
+    def secrets(self) -> list[dict[str, Any]]:
+        """Names and times; no call gives a value."""
+        return self._json("GET", "/v1/secrets")["data"]
+
+    def put_secret(self, name: str, value: str) -> dict[str, Any]:
+        return self._json("PUT", f"/v1/secrets/{quote(name, safe='')}", json={"value": value})
+
+    def delete_secret(self, name: str) -> None:
+        self._send("DELETE", f"/v1/secrets/{quote(name, safe='')}")
+
     def models(self) -> list[dict[str, Any]]:
         return self._json("GET", "/v1/models")["data"]
 

@@ -30,11 +30,16 @@ app = typer.Typer(
 )  # fmt: skip
 file_commands = typer.Typer(no_args_is_help=False, help="Uploaded data sets: list them, or upload one.")
 app.add_typer(file_commands, name="files")
+secret_commands = typer.Typer(
+    no_args_is_help=False, help="Stored tokens, which specs name as secret:NAME: list, set or delete them."
+)
+app.add_typer(secret_commands, name="secrets")
 
 Url = Annotated[str, typer.Option("--url", envvar="TUNESMITH_URL", help="Address of the service.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the service's JSON.")]
 Following = Annotated[bool, typer.Option("--follow", help="Show the job until it has ended; exit 1 unless it succeeded.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+SecretName = Annotated[str, typer.Argument(metavar="NAME", help="The secret's name.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")]
 
 
@@ -234,6 +239,33 @@ def file_report(file_id: Annotated[str, typer.Argument(metavar="ID")], url: Url 
     with connect(url) as client:
         data = client.file_report(file_id)
     print_json(data) if as_json else display.file_report(Console(), data)
+
+
+@secret_commands.callback(invoke_without_command=True)
+def secrets(context: typer.Context, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    if context.invoked_subcommand:
+        return
+    with connect(url) as client:
+        data = client.secrets()
+    rows = [[secret["name"], secret["updated_at"]] for secret in data]
+    print_json(data) if as_json else display.table(Console(), ["SECRET", "SET"], rows, empty="None.")
+
+
+@secret_commands.command("set")
+def set_secret(name: SecretName, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Store a secret, or a new value of it, read from a pipe or typed unseen: arguments can be read by others."""
+    value = typer.prompt(f"Value of {name}", hide_input=True) if sys.stdin.isatty() else sys.stdin.read()
+    with connect(url) as client:
+        secret = client.put_secret(name, value.strip())
+    print_json(secret) if as_json else print(f"{name} is stored. A job names it as secret:{name}.")
+
+
+@secret_commands.command("delete")
+def delete_secret(name: SecretName, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Delete a secret. Jobs that name it fail when they need it."""
+    with connect(url) as client:
+        client.delete_secret(name)
+    print_json({"name": name, "deleted": True}) if as_json else print(f"{name} is deleted.")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Builds what a stage is told: the content of its input.json."""
+"""Builds what a stage is told: the content of its input.json, and the secrets for its stdin."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 from sqlmodel import Session
 
 from app.jobs import stage_runs
-from app.jobs.spec import merged
+from app.jobs.spec import JobSpec, merged
 from app.jobs.states import FailureCode, Stage, StageStatus
 from app.models import File, Job, StageRun
+from app.secrets import service as secrets
 from app.settings import Settings
 from app.storage import Storage
 from worker.settings import CONVERTER_DIR
@@ -29,6 +30,29 @@ def build_request(session: Session, settings: Settings, storage: Storage, run: S
     inputs = common_inputs(settings, owner.name or owner.id)
     inputs |= data_set(session, storage, spec) | results(session, storage, run)
     return {"stage": run.stage, "spec": spec, "inputs": Inputs(**inputs).to_json()}
+
+
+def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job | File) -> dict[str, str]:
+    """The values of those secrets that the job's spec names, by name. StageFailure when `prepare` lacks one.
+
+    Later stages go on without: what they need of the hub is in the cache, and hours of training may hang on it.
+    """
+    if isinstance(owner, File):
+        return {}
+    spec = JobSpec.model_validate(owner.spec)
+    values = {}
+    for param, name in spec.secrets().items():
+        value = secrets.read(session, settings, name)
+        if value is not None:
+            values[name] = value
+        elif run.stage is Stage.PREPARE:
+            raise StageFailure(
+                FailureCode.HUB_UNAUTHORIZED,
+                f"The secret {name!r} was deleted after the job was submitted, or its key is gone.",
+                hint=f"Store it again, with PUT /v1/secrets/{name} or `tunesmith secrets set {name}`, then retry the job.",
+                param=param,
+            )
+    return values
 
 
 def common_inputs(settings: Settings, title: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from app.jobs.states import EventType, FailureCode, JobStatus, Resource, StageSt
 from app.models import Job, StageRun, Worker
 from app.settings import Settings
 from app.storage import Storage
-from worker.inputs import attempt_folder, build_request
+from worker.inputs import attempt_folder, build_request, load_secrets
 from worker.process import StageProcess
 from worker.reports import apply_reports
 from worker.settlement import Ending, Remains, settle
@@ -96,11 +96,12 @@ def show_work(session: Session, runner: Runner, run_id: str | None) -> None:
 
 
 def carry_out(runner: Runner, claim: Claim) -> None:
-    request = insist(runner, lambda session: begin(session, runner, claim))
-    if request is None:
+    order = insist(runner, lambda session: begin(session, runner, claim))
+    if order is None:
         return
+    request, secrets = order
     try:
-        process = StageProcess(claim.folder, request, secrets={})
+        process = StageProcess(claim.folder, request, secrets)
     except OSError as problem:
         log.exception("%s could not start", claim.folder)
         failed = Remains(
@@ -153,8 +154,8 @@ def insist(runner: Runner, write: Callable[[Session], T]) -> T:
             time.sleep(runner.tick_seconds)
 
 
-def begin(session: Session, runner: Runner, claim: Claim) -> dict[str, Any] | None:
-    """Writes down that the stage starts. None: the run is over before it began."""
+def begin(session: Session, runner: Runner, claim: Claim) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Writes down that the stage starts; what it is told, and its secrets. None: the run is over before it began."""
     if not stage_runs.extend(session, claim.run_id, claim.fence, runner.settings.lease_seconds):
         return None
     run = session.get_one(StageRun, claim.run_id)
@@ -167,7 +168,8 @@ def begin(session: Session, runner: Runner, claim: Claim) -> dict[str, Any] | No
         record_start(session, owner, run)
     show_work(session, runner, run.id)
     try:
-        return build_request(session, runner.settings, runner.storage, run, owner)
+        request = build_request(session, runner.settings, runner.storage, run, owner)
+        return request, load_secrets(session, runner.settings, run, owner)
     except StageFailure as failure:
         error = vars(failure) | {"log": None}
         stage_runs.finish(session, claim.run_id, claim.fence, StageStatus.FAILED, error=error)

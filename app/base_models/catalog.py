@@ -25,15 +25,15 @@ def list_folders(models_dir: Path | None) -> list[Path]:
     )
 
 
-def check(base_model: str, revision: str | None, settings: Settings) -> Detail | None:
-    """What is wrong with this base model, or None. May ask the model hub, for at most a few seconds."""
+def check(base_model: str, revision: str | None, settings: Settings, token: str | None = None) -> Detail | None:
+    """What is wrong with this base model, or None. May ask the model hub, with `token`, for at most a few seconds."""
     folders = {path.name: path for path in list_folders(settings.models_dir)}
     if base_model == BUILT_IN_MODEL or base_model in folders:
         if revision is not None:
             return Detail("revision", f"{base_model} is not from the hub and has no revisions; leave revision null.")
         return None if base_model == BUILT_IN_MODEL else check_folder(folders[base_model])
     if HUB_ID.fullmatch(base_model):
-        return check_hub(base_model, revision)
+        return check_hub(base_model, revision, token)
     return not_found(base_model, [BUILT_IN_MODEL, *folders])
 
 
@@ -57,10 +57,10 @@ def check_folder(folder: Path) -> Detail | None:
     return None
 
 
-def check_hub(repo: str, revision: str | None) -> Detail | None:
+def check_hub(repo: str, revision: str | None, token: str | None) -> Detail | None:
     if is_quantised(repo):
         return already_quantised(repo)
-    config = hub.read_config(repo, revision)
+    config = hub.read_config(repo, revision, token)
     if isinstance(config, Detail):
         return config
     return already_quantised(repo) if config is not None and holds_quantised(config) else None

@@ -11,7 +11,6 @@ Test = Callable[[JobSpec], bool]
 
 LATER: list[tuple[str, Any, Test]] = [
     # the field, what it must be instead, whether the spec asks for more
-    ("hub_token", None, lambda spec: spec.hub_token is not None),
     ("dataset.validation_file", None, lambda spec: spec.dataset.validation_file is not None),
     ("method", "sft", lambda spec: spec.method != "sft"),
     ("quantization", "nf4", lambda spec: spec.quantization != "nf4"),

@@ -3,9 +3,10 @@
 An `auto` that depends on the device or on the data is settled by the stage that knows it, which reports it as `resolved`.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.jobs.states import Stage
 
@@ -16,10 +17,27 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,64}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SECRET_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # noqa: S105 — of names
+SECRET_PREFIX = "secret:"  # noqa: S105 — of a name
+
+
+def check_reference(text: str) -> str:
+    """ValueError, without the text, for anything but `secret:NAME`: it may be the token itself."""
+    if not re.fullmatch(SECRET_PREFIX + SECRET_NAME, text):
+        raise ValueError(
+            'name a stored secret here, as in "secret:hf", never the value itself; PUT /v1/secrets/hf or '
+            "`tunesmith secrets set hf` stores one"
+        )
+    return text
+
+
+SecretReference = Annotated[
+    str, AfterValidator(check_reference), Field(json_schema_extra={"pattern": f"^{SECRET_PREFIX}{SECRET_NAME}$"})
+]
 
 
 class SpecModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class HubDataset(SpecModel):
@@ -119,7 +137,7 @@ Export = Annotated[AdapterExport | MergedExport | GgufExport, Field(discriminato
 class JobSpec(SpecModel):
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = None
-    hub_token: str | None = None
+    hub_token: SecretReference | None = None
     dataset: Dataset
     name: Name | None = None
     purpose: Annotated[str, StringConstraints(max_length=4000)] | None = None
@@ -141,6 +159,10 @@ class JobSpec(SpecModel):
     max_runtime_seconds: Annotated[int, Field(ge=1)] | None = None
     from_job: str | None = None
     from_checkpoint: str | None = None
+
+    def secrets(self) -> dict[str, str]:
+        """The name of each secret that this spec needs, by the field that names it."""
+        return {"hub_token": self.hub_token.removeprefix(SECRET_PREFIX)} if self.hub_token else {}
 
     def exports_of(self, kind: str) -> list[Export]:
         return [export for export in self.exports if export.kind == kind]

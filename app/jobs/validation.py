@@ -5,25 +5,48 @@ from typing import Any
 from sqlmodel import Session
 
 from app.base_models import catalog
+from app.db import read_session
 from app.errors import Detail, InvalidSpec
 from app.files import repository as files
 from app.jobs.availability import check_available, check_combinations
 from app.jobs.spec import JobSpec
 from app.models import File
+from app.secrets import service as secrets
 from app.settings import Settings
 
 SHOWN_REFUSALS = 3
 
 
 def validate(session: Session, settings: Settings, spec: JobSpec) -> None:
-    """Raises one InvalidSpec with all that was found. The model comes first: no transaction is open while the hub answers."""
+    """Raises one InvalidSpec with all that was found. What the hub is asked for comes before the session's first statement: no
+    transaction is open while it answers."""
     details = [*check_available(spec), *check_combinations(spec)]
-    if (problem := catalog.check(spec.base_model, spec.revision, settings)) is not None:
+    values, missing = read_secrets(session, settings, spec)
+    details += missing
+    if (
+        not missing
+        and (problem := catalog.check(spec.base_model, spec.revision, settings, values.get("hub_token"))) is not None
+    ):
         details.append(problem)
     if spec.dataset.file is not None:
         details += check_file(files.find(session, spec.dataset.file), spec)
     if details:
         raise InvalidSpec.of(details)
+
+
+def read_secrets(session: Session, settings: Settings, spec: JobSpec) -> tuple[dict[str, str], list[Detail]]:
+    """The values of the secrets that the spec names, by field, and what is wrong with the others."""
+    values: dict[str, str] = {}
+    missing = []
+    with read_session(session.get_bind().engine) as reading:
+        for param, name in spec.secrets().items():
+            value = secrets.read(reading, settings, name)
+            if value is None:
+                message = f"{param}: there is no secret {name!r} that can be read. PUT /v1/secrets/{name} or "
+                missing.append(Detail(param, f"{message}`tunesmith secrets set {name}` stores one.", "secret_not_found"))
+            else:
+                values[param] = value
+    return values, missing
 
 
 def check_file(file: File | None, spec: JobSpec) -> list[Detail]:

@@ -90,7 +90,6 @@ def test_all_that_is_wrong_is_listed_at_once(client):
 
 
 LATER = {
-    "hub_token": "secret:hf",
     "method": "dpo",
     "quantization": "none",
     "lora.variant": "dora",

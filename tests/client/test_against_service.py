@@ -1,5 +1,6 @@
 """The command line against the real API, which has no workers here: jobs wait."""
 
+import io
 import json
 import sys
 import threading
@@ -103,3 +104,14 @@ def test_models_and_workers(tunesmith):
     assert tunesmith("models")[1].strip() == "smollm2-135m-instruct"
     assert tunesmith("workers") == (0, "", "")
     assert tunesmith("workers", "--alive", "somewhere")[0] == 1
+
+
+def test_secret_is_read_from_a_pipe_listed_and_deleted(tunesmith, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hf_value\n"))
+    code, output, _ = tunesmith("secrets", "set", "hf")
+    assert (code, "secret:hf" in output, "hf_value" in output) == (0, True, False)
+    assert tunesmith("secrets")[1].startswith("hf\t")
+    assert tunesmith("secrets", "set", "hf", "hf_value")[0] == 2
+    assert tunesmith("secrets", "delete", "hf")[0] == 0
+    code, _, errors = tunesmith("secrets", "delete", "hf")
+    assert (code, "GET /v1/secrets" in errors) == (1, True)

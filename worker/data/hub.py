@@ -15,7 +15,7 @@ MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "v
 OTHER_WEIGHTS = ["*/*", "consolidated*.safetensors"]
 """Folders (ONNX, Meta's original files) and a second copy of the weights under another layout."""
 
-ACCESS_HINT = "set HF_TOKEN in the environment of the service, then retry."
+ACCESS_HINT = 'store it with `tunesmith secrets set hf`, set hub_token to "secret:hf", then retry.'
 PROGRESS_SECONDS = 2.0
 SPARE_BYTES = 1 << 30
 
@@ -41,7 +41,7 @@ def hub_errors(what: str, *, param: str, revision_param: str, not_found: Failure
         raise StageFailure(
             not_found,
             f"The {what} does not exist on the hub, or is private and your token does not show it.",
-            hint=f"Check the name. A private one needs a token: {ACCESS_HINT}",
+            hint=f"Check the name. A private one needs a token of an account that may read it: {ACCESS_HINT}",
             param=param,
         ) from problem
     except errors.HfHubHTTPError as problem:
@@ -50,8 +50,8 @@ def hub_errors(what: str, *, param: str, revision_param: str, not_found: Failure
             raise StageFailure(
                 FailureCode.HUB_UNAUTHORIZED,
                 f"The hub refused the token for the {what} (status {status}).",
-                hint=f"The token must be valid and allow reading: {ACCESS_HINT}",
-                param=param,
+                hint=f"Give a valid token that allows reading: {ACCESS_HINT}",
+                param="hub_token",
             ) from problem
         raise unavailable(what, f"it answered with status {status}") from problem
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, ConnectionError) as problem:

@@ -154,7 +154,7 @@ def test_hub_errors_have_their_codes(hub, fetch_all, fetch_from):
         ("org/none",): ("model_not_found", "base_model"),
         ("org/gated",): ("model_gated", "base_model"),
         ("org/private",): ("model_not_found", "base_model"),
-        ("org/tiny", None, "hf_wrong"): ("hub_unauthorized", "base_model"),
+        ("org/tiny", None, "hf_wrong"): ("hub_unauthorized", "hub_token"),
         ("org/tiny", "no-branch"): ("model_not_found", "revision"),
         ("../etc",): ("model_not_found", "base_model"),
     }
