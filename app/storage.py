@@ -4,12 +4,14 @@
     DATA_DIR/jobs/<job id>/<stage>/<attempt>/
     DATA_DIR/files/<file id>/inspect/<attempt>/
     DATA_DIR/uploads/                  content on its way in
+    DATA_DIR/run/workers/              a lock of each worker that lives
 
 Rows name blobs by hash and attempts by job, stage and number; only this module knows paths.
 """
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -49,6 +51,12 @@ class Storage:
 
     def file_folder(self, file_id: str) -> Path:
         return self.root / "files" / file_id
+
+    def worker_lock(self, worker_id: str) -> Path:
+        return self.root / "run" / "workers" / f"{worker_id}.lock"
+
+    def worker_locks(self) -> Iterator[Path]:
+        return (self.root / "run" / "workers").glob("*.lock")
 
     def remove_job(self, job_id: str) -> None:
         shutil.rmtree(self.job_folder(job_id), ignore_errors=True)

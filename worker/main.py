@@ -19,6 +19,7 @@ from app.storage import Storage
 from worker.registration import Heartbeat, describe_worker
 from worker.runner import Runner, StopRequest
 from worker.settings import read_worker_flags
+from worker.takeover import presence, take_over
 from worker.tasks import add_tasks
 
 ALONE = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
@@ -38,11 +39,14 @@ def main() -> None:
     add_tasks(celery, runner)
     listen_for_signals(runner.stop)
     worker_ready.connect(make_ready(runner.stop, settings.queues), weak=False)
-    heartbeat.start()
-    try:
-        celery.Worker(queues=settings.queues, hostname=f"{worker.id}@{worker.host}", quiet=True, **ALONE).start()
-    finally:
-        heartbeat.stop()
+    with presence(runner.storage, worker.id):
+        if settings.queues != ["notify"]:
+            take_over(engine, runner.storage)
+        heartbeat.start()
+        try:
+            celery.Worker(queues=settings.queues, hostname=f"{worker.id}@{worker.host}", quiet=True, **ALONE).start()
+        finally:
+            heartbeat.stop()
 
 
 def listen_for_signals(stop: StopRequest) -> None:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from worker.leftovers import MARK, end_earlier, remove_record, write_record
+
 KERNEL_COUNTERS = Path("/proc/vmstat")
 POLL_SECONDS = 0.05
 
@@ -20,6 +22,7 @@ class StageProcess:
     def __init__(self, attempt: Path, request: dict[str, Any], secrets: dict[str, str]):
         """`request` becomes input.json. The secrets go to the process's stdin and nowhere else."""
         attempt.mkdir(parents=True, exist_ok=True)
+        end_earlier(attempt)
         (attempt / "input.json").write_text(json.dumps(request))
         self.attempt = attempt
         self._memory_kills_before = count_memory_kills()
@@ -29,11 +32,16 @@ class StageProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=stage_environment(),
+                env=stage_environment() | {MARK: str(attempt)},
                 start_new_session=True,
             )
-        with suppress(BrokenPipeError), self._process.stdin as stdin:  # type: ignore[union-attr]
-            stdin.write(json.dumps(secrets).encode())
+        try:
+            write_record(attempt, self.pid)
+            with suppress(BrokenPipeError), self._process.stdin as stdin:  # type: ignore[union-attr]
+                stdin.write(json.dumps(secrets).encode())
+        except OSError:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -72,6 +80,7 @@ class StageProcess:
         if self._process.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
+            remove_record(self.attempt)
 
     def was_killed_for_memory(self) -> bool:
         """Of a closed process: whether the kernel ended it because the host, or its share of it, had no memory left."""

@@ -9,6 +9,7 @@ from app.errors import NotFound
 from app.jobs.states import TRANSITIONS, EventType, JobStatus
 from app.models import Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
 
+
 class InvalidTransition(Exception):
     """A job was asked to go where the transition map has no way to."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Subquery, func, update
+from sqlalchemy import Subquery, func, true, update
 from sqlmodel import Session, col, select
 
 from app.jobs.states import Resource, Stage, StageStatus
@@ -101,8 +101,11 @@ def finish(session: Session, run_id: str, fence: int, status: StageStatus, **val
     return _write(session, run_id, fence, status=status, finished_at=read_clock(session), lease_until=None, **values)
 
 
-def take_back(session: Session, run: StageRun, error: dict[str, Any]) -> bool:
-    """Fails a run whose lease has expired and raises its fence, so that its worker can write nothing more."""
+def take_back(session: Session, run: StageRun, error: dict[str, Any], *, at_once: bool = False) -> bool:
+    """Fails a run whose lease has expired and raises its fence, so that its worker can write nothing more.
+
+    `at_once` does not wait for the lease: the worker is known to be dead.
+    """
     time = read_clock(session)
     statement = (
         update(StageRun)
@@ -110,7 +113,7 @@ def take_back(session: Session, run: StageRun, error: dict[str, Any]) -> bool:
             col(StageRun.id) == run.id,
             col(StageRun.fence) == run.fence,
             col(StageRun.status) == StageStatus.RUNNING,
-            col(StageRun.lease_until) < time,
+            true() if at_once else col(StageRun.lease_until) < time,
         )
         .values(status=StageStatus.FAILED, fence=StageRun.fence + 1, finished_at=time, lease_until=None, error=error)
         .returning(StageRun)
@@ -126,6 +129,12 @@ def expired(session: Session) -> list[StageRun]:
     """Running, but with nobody who has extended the lease in time."""
     late = col(StageRun.lease_until) < read_clock(session)
     return list(session.exec(select(StageRun).where(StageRun.status == StageStatus.RUNNING, late)))
+
+
+def held_by(session: Session, worker_id: str) -> list[StageRun]:
+    """What a worker runs, or has left running when it died."""
+    held = (StageRun.worker_id == worker_id, StageRun.status == StageStatus.RUNNING)
+    return list(session.exec(select(StageRun).where(*held)))
 
 
 def waiting(session: Session) -> dict[Resource, int]:

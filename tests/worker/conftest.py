@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ def supervised(
     scripts.mkdir()
     settings.models_dir = scripts
     settings.lease_seconds = 2
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "scripted"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent / "scripted"), str(Path.cwd())]))
     monkeypatch.setenv("TUNESMITH_MODELS_DIR", str(scripts))
     monkeypatch.setenv("TUNESMITH_LEASE_SECONDS", "2")
     return Supervised(engine, settings, scripts)

@@ -23,6 +23,7 @@ from typing import IO
 from app.jobs.spec import GgufExport
 from app.jobs.states import FailureCode
 from worker.data.gguf_weights import read_gguf
+from worker.leftovers import MARK
 from worker.stages import Inputs, OutputFile, Report, StageFailure
 from worker.stages.__main__ import die_with
 
@@ -82,7 +83,7 @@ def environment(converter_dir: Path, home: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
-    return {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ} | settings
+    return {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", MARK) if name in os.environ} | settings
 
 
 def follow(output: IO[bytes], quantization: str, report: Report) -> list[str]:
