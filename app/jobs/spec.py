@@ -50,7 +50,9 @@ class HubDataset(SpecModel):
 class Dataset(SpecModel):
     file: str | None = None
     hub: HubDataset | None = None
-    format: Literal["auto", "sharegpt", "messages", "alpaca", "text"] = "auto"
+    format: Literal[
+        "auto", "sharegpt", "messages", "alpaca", "prompt_completion", "instruction_response", "text", "preference"
+    ] = "auto"
     max_samples: Annotated[int, Field(ge=1)] | None = None
     seed: Seed = 3407
     validation_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0

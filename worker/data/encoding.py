@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from worker.data.formats.turns import Preference
 from worker.data.long_rows import Losses, fit
 from worker.data.masks import Encoder
 from worker.data.plan import Document
@@ -74,12 +75,16 @@ def encode_rows(
 def question_of(row: Usable, side: Encoding) -> dict[str, Any] | None:
     """{prompt_ids, prompt, question, reference}: the conversation up to its last answer, the turn before it, and the answer.
 
-    None for a text, or a question that leaves no room for an answer in a row.
+    Of a preference, up to the first answer that differs, which is the chosen one. None for a text, for an answer that is only a
+    call, or a question that leaves no room for an answer in a row.
     """
     if isinstance(row.sample, str):
         return None
-    ids, text = side.encoder.encode_prompt(row.sample[:-1])
-    if len(ids) >= side.max_seq_length:
+    conversation = row.sample.chosen if isinstance(row.sample, Preference) else row.sample
+    asked = row.sample.shared if isinstance(row.sample, Preference) else len(conversation.turns) - 1
+    answer = conversation.turns[asked]["content"]
+    prompt = side.encoder.encode_prompt(conversation, conversation.turns[:asked])
+    if not answer or prompt is None or len(prompt[0]) >= side.max_seq_length:
         return None
-    question, answer = (turn["content"] for turn in row.sample[-2:])
-    return {"prompt_ids": ids, "prompt": text, "question": question, "reference": answer}
+    question = conversation.turns[asked - 1]["content"]
+    return {"prompt_ids": prompt[0], "prompt": prompt[1], "question": question, "reference": answer}

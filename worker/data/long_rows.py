@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from worker.data.formats import Sample
-from worker.data.formats.turns import Turn
+from worker.data.formats.turns import Conversation, Preference, Turn
 from worker.data.masks import Encoded, Encoder
 from worker.data.plan import Document
 from worker.data.rows import RowRefused
@@ -12,11 +12,12 @@ from worker.data.rows import RowRefused
 
 @dataclass
 class Losses:
-    """How many samples became several documents, lost their end, or were left out whole."""
+    """How many samples became several documents, lost their end, or were left out whole, and the tokens that went with it."""
 
     split: int = 0
     cut: int = 0
     dropped: int = 0
+    tokens_lost: int = 0
 
 
 def fit(
@@ -25,77 +26,128 @@ def fit(
     """The documents of each sample, none longer than `max_seq_length`; an empty list for one that was dropped.
 
     `policy` `split` parts a conversation between an answer and the next question, each part with the system turn, and a text
-    where a row is full; a single exchange that is too long is cut. `cut` keeps the start, `drop` nothing.
+    where a row is full; a single exchange or a preference that is too long is cut. `cut` keeps the start, `drop` nothing.
     """
     results: list[list[Document] | RowRefused] = []
     for sample, encoded in zip(samples, encoder.encode(samples), strict=True):
         if isinstance(encoded, RowRefused):
             results.append(encoded)
-        elif len(encoded.input_ids) <= max_seq_length:
-            results.append([Document(*encoded[:2])])
+        elif fits(encoded, max_seq_length):
+            results.append([Document(*document[:2]) for document in encoded])
         elif policy == "drop":
             losses.dropped += 1
+            losses.tokens_lost += count_tokens(encoded)
             results.append([])
         else:
-            pieces = split(sample, encoded, encoder, max_seq_length) if policy == "split" else [encoded]
-            results.append(cut(pieces, max_seq_length, losses))
+            pieces = split(sample, encoded, encoder, max_seq_length) if policy == "split" else encoded
+            documents = cut(pieces, max_seq_length)
+            if isinstance(sample, Preference) and len(documents) < len(pieces):
+                documents = []
+            count_losses(losses, pieces, documents, was_split=len(pieces) > len(encoded))
+            results.append(documents)
     return results
 
 
-def split(sample: Sample, encoded: Encoded, encoder: Encoder, max_seq_length: int) -> list[Encoded]:
+def fits(encoded: list[Encoded], max_seq_length: int) -> bool:
+    return all(len(document.input_ids) <= max_seq_length for document in encoded)
+
+
+def count_tokens(documents: Sequence[Encoded | Document]) -> int:
+    return sum(len(document.input_ids) for document in documents)
+
+
+def split(sample: Sample, encoded: list[Encoded], encoder: Encoder, max_seq_length: int) -> list[Encoded]:
+    if isinstance(sample, Preference):
+        return encoded
     if isinstance(sample, str):
-        starts = range(0, len(encoded.input_ids), max_seq_length)
+        [whole] = encoded
+        starts = range(0, len(whole.input_ids), max_seq_length)
         slices = [slice(start, start + max_seq_length) for start in starts]
-        return [Encoded(encoded.input_ids[piece], encoded.trained[piece]) for piece in slices]
-    parts = split_turns(sample, encoded, encoder, max_seq_length)
-    if len(parts) == 1:
-        return [encoded]
-    pieces = [piece for piece in encoder.encode(parts) if isinstance(piece, Encoded)]
-    return pieces if len(pieces) == len(parts) else [encoded]
+        return [Encoded(whole.input_ids[piece], whole.trained[piece]) for piece in slices]
+    return split_turns(sample, encoded, encoder, max_seq_length) or encoded
 
 
-def split_turns(turns: list[Turn], encoded: Encoded, encoder: Encoder, max_seq_length: int) -> list[list[Turn]]:
-    """The conversation as the fewest runs of whole exchanges that fit, in order, each after the system turn."""
-    system = turns[:1] if turns[0]["role"] == "system" else []
-    exchanges = exchanges_of(turns[len(system) :])
-    if len(exchanges) == 1:
-        return [turns]
-    ends = encoded.answer_ends or encoder.find_answer_ends(turns)
-    without_first = encoder.count_tokens(system + [turn for exchange in exchanges[1:] for turn in exchange])
-    if ends is None or without_first is None:
-        return [turns]
-    # What stands before the first exchange: the system turn, or what the template writes in its place.
-    head = ends[0] - (len(encoded.input_ids) - without_first)
-    parts: list[list[Turn]] = []
-    used = max_seq_length
-    for exchange, length in zip(exchanges, (end - start for start, end in zip([head, *ends], ends, strict=False)), strict=True):
-        if used + length > max_seq_length:
-            parts.append(list(system))
-            used = head
-        parts[-1].extend(exchange)
-        used += length
-    return parts
+def split_turns(conversation: Conversation, encoded: list[Encoded], encoder: Encoder, room: int) -> list[Encoded] | None:
+    """The conversation as runs of whole exchanges, each as long as fits, in order and after the system turn.
+
+    None where that cannot be told or the template does not take a part. `ends` say about where a run is full; each is encoded
+    by itself, since what stands before it is then gone.
+    """
+    exchanges = exchanges_of(conversation)
+    ends = exchange_ends(conversation, encoded, encoder)
+    if len(exchanges) == 1 or ends is None:
+        return None
+    pieces: list[Encoded] = []
+    start = 0
+    while start < len(exchanges):
+        stop = start + 1
+        while stop < len(exchanges) and ends[stop + 1] - ends[start] <= room:
+            stop += 1
+        while True:
+            part = part_of(conversation, exchanges[start:stop])
+            [documents] = encoder.encode([part]) if part else [[]]
+            if isinstance(documents, RowRefused):
+                return None
+            if fits(documents, room) or stop == start + 1:
+                break
+            part_ends = exchange_ends(part, documents, encoder) if part else None
+            reached = sum(end <= room for end in part_ends[1:]) if part_ends else 0
+            stop = start + max(1, min(reached, stop - start - 1))
+        pieces += documents
+        start = stop
+    return pieces
 
 
-def exchanges_of(turns: list[Turn]) -> list[list[Turn]]:
-    """Runs of turns that each end with an answer."""
-    exchanges: list[list[Turn]] = [[]]
-    for turn in turns:
-        if exchanges[-1] and exchanges[-1][-1]["role"] == "assistant":
+def exchanges_of(conversation: Conversation) -> list[list[int]]:
+    """The turns' numbers in runs that each begin with a question, without the system turn."""
+    exchanges: list[list[int]] = []
+    before = "assistant"
+    for index, turn in enumerate(conversation.turns):
+        if turn["role"] == "system":
+            continue
+        if turn["role"] == "user" and before == "assistant":
             exchanges.append([])
-        exchanges[-1].append(turn)
+        exchanges[-1].append(index)
+        before = turn["role"]
     return exchanges
 
 
-def cut(pieces: list[Encoded], max_seq_length: int, losses: Losses) -> list[Document]:
+def exchange_ends(conversation: Conversation, encoded: list[Encoded], encoder: Encoder) -> list[int] | None:
+    """0 and, for each exchange, how many tokens there are up to its end; None if the answers' ends cannot be told."""
+    known = [document.answer_ends for document in encoded]
+    ends = encoder.find_answer_ends(conversation) if None in known else [end for part in known for end in part or []]
+    if ends is None or len(ends) != sum(turn["role"] == "assistant" for turn in conversation.turns):
+        return None
+    result, answers = [0], 0
+    for exchange in exchanges_of(conversation):
+        answers += sum(conversation.turns[index]["role"] == "assistant" for index in exchange)
+        result.append(ends[answers - 1])
+    return result
+
+
+def part_of(conversation: Conversation, exchanges: list[list[int]]) -> Conversation | None:
+    """These exchanges after the system turn; None if nothing in them is to be learned."""
+    kept = [index for exchange in exchanges for index in exchange]
+    if conversation.turns[0]["role"] == "system":
+        kept = [0, *kept]
+    untrained = frozenset(new for new, old in enumerate(kept) if old in conversation.untrained)
+    turns: list[Turn] = [conversation.turns[index] for index in kept]
+    learned = any(turn["role"] == "assistant" and index not in untrained for index, turn in enumerate(turns))
+    return conversation._replace(turns=turns, untrained=untrained) if learned else None
+
+
+def cut(pieces: list[Encoded], max_seq_length: int) -> list[Document]:
     """The pieces as documents, without what is past a row's end; those without a trained token left are lost."""
-    documents = [
+    return [
         Document(piece.input_ids[:max_seq_length], piece.trained[:max_seq_length])
         for piece in pieces
         if piece.trained[1:max_seq_length].any()
     ]
-    whole = sum(len(piece.input_ids) for piece in pieces) == sum(len(document.input_ids) for document in documents)
+
+
+def count_losses(losses: Losses, pieces: list[Encoded], documents: list[Document], *, was_split: bool) -> None:
+    lost = count_tokens(pieces) - count_tokens(documents)
+    losses.tokens_lost += lost
     losses.dropped += not documents
-    losses.cut += bool(documents) and not whole
-    losses.split += len(documents) > 1
-    return documents
+    losses.cut += bool(documents) and lost > 0
+    losses.split += bool(documents) and was_split

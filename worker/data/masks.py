@@ -1,6 +1,5 @@
 """Samples to tokens, and which of the tokens are trained: the answers and the token that ends each of them."""
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -9,12 +8,14 @@ import numpy as np
 from jinja2 import TemplateError
 
 from app.jobs.states import FailureCode
+from worker.data.answers import Rendered, UnstableTemplate, render_answers, require_written
+from worker.data.chat_templates import ChatTemplate
 from worker.data.formats import Sample
-from worker.data.formats.turns import Turn
+from worker.data.formats.turns import Conversation, Preference, Turn
 from worker.data.rows import RowRefused
 from worker.stages import StageFailure
 
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MOST_TAILS = 1000
 
 
 class Encoded(NamedTuple):
@@ -25,23 +26,11 @@ class Encoded(NamedTuple):
     answer_ends: list[int] | None = None
 
 
-class Rendered(NamedTuple):
-    """A conversation as the template writes it, and the character spans of its answers: from the end of the prompt that asks
-    for one to the start of the next turn."""
-
-    text: str
-    answers: list[tuple[int, int]]
-
-
-class UnstableTemplate(Exception):
-    """The template writes the beginning of a conversation differently once it goes on, so no prompt is a prefix of it."""
-
-
 class Encoder:
     """Encodes conversations by the tokenizer's chat template, and texts as they are.
 
-    The tokenizer becomes the encoder's own: its post-processor is taken out, because that trims spaces from the character
-    offsets on which the masks rest. What else it does, adding a BOS, is done here.
+    The tokenizer becomes the encoder's own: it is given a template if it has none, and its post-processor is taken out, because
+    that trims spaces from the character offsets on which the masks rest. What else it does, adding a BOS, is done here.
     """
 
     def __init__(self, tokenizer: Any, *, assistant_only: bool, eos_token_ids: set[int]):
@@ -51,114 +40,132 @@ class Encoder:
         self._bos = bos if bos is not None and self._backend.encode("a").ids[0] == bos else None
         self._backend.post_processor = None
         self._assistant_only = assistant_only
-        self._marked = bool(tokenizer.chat_template) and bool(GENERATION_MARK.search(tokenizer.get_chat_template()))
+        self.template = ChatTemplate.of(tokenizer)
         added = tokenizer.added_tokens_decoder.items()
         self._special = {index for index, token in added if token.special} | set(tokenizer.all_special_ids)
-        self._eos = eos_token_ids
+        self._stops = tuple(token for token in tokenizer.convert_ids_to_tokens(sorted(self._special)) if token)
         self._blank: dict[int, bool] = {}
+        self._tails: dict[str, list[int]] = {}
         self.stop_token_ids = set(eos_token_ids)
         """The model's own, and every special token that was seen to end an answer."""
         self.unstopped = 0
         """Answers that no special token ends."""
 
-    def encode(self, samples: Sequence[Sample]) -> list[Encoded | RowRefused]:
-        """One for one, in order; all samples are conversations, or all are texts.
+    def facts(self) -> dict[str, Any]:
+        """What decides how conversations become tokens: {source, family, sha256, bos_token_id, stop_token_ids}."""
+        return self.template.facts() | {"bos_token_id": self._bos, "stop_token_ids": sorted(self.stop_token_ids)}
 
-        StageFailure: model_unsupported without a chat template, invalid_spec if the template hides where answers begin.
+    def encode(self, samples: Sequence[Sample]) -> list[list[Encoded] | RowRefused]:
+        """The documents of each sample, one for one, in order; all samples are of one kind.
+
+        Most have one. A conversation has several where its template writes an answer differently once the conversation goes
+        on: each answer is then trained after the prompt that asks for it. A preference has two, the chosen one first, with the
+        same tokens up to the first answer that differs. StageFailure invalid_spec if the template hides where answers begin.
         """
         if samples and isinstance(samples[0], str):
             return self._encode_texts(samples)
-        results: list[Any] = [self._attempt(sample) for sample in samples]
-        texts = [result.text for result in results if isinstance(result, Rendered)]
+        rendered = [self._attempt(sample) for sample in samples]
+        texts = [document.text for item in rendered if isinstance(item, list) for document in item]
         encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
-        return [self._finish(item, next(encodings)) if isinstance(item, Rendered) else item for item in results]
+        return [
+            self._finish(sample, item, [next(encodings) for _ in item]) if isinstance(item, list) else item
+            for sample, item in zip(samples, rendered, strict=True)
+        ]
 
-    def encode_prompt(self, turns: list[Turn]) -> tuple[list[int], str]:
-        """The prompt that asks for the answer after `turns`, as tokens and as text."""
-        text = self._render(turns, add_generation_prompt=True)
-        return [*self._missing_bos(ids := self._backend.encode(text, add_special_tokens=False).ids), *ids], text
-
-    def find_answer_ends(self, turns: list[Turn]) -> list[int] | None:
-        """The `answer_ends` of a conversation. None if the template does not let them be told."""
+    def encode_prompt(self, conversation: Conversation, turns: list[Turn]) -> tuple[list[int], str] | None:
+        """The prompt that asks for the answer after `turns`, as tokens and as text. None if the template refuses it."""
         try:
-            rendered = self._render_answers(turns)
-        except (UnstableTemplate, TemplateError):
+            adapted = self.template.adapt(conversation._replace(turns=turns))
+            text = self.template.render(adapted.turns, adapted.tools, ask=True)
+        except (RowRefused, TemplateError):
+            return None
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return [*self._missing_bos(ids), *ids], text
+
+    def find_answer_ends(self, conversation: Conversation) -> list[int] | None:
+        """The `answer_ends` of a conversation that is one document. None if the template does not let them be told."""
+        try:
+            adapted = self.template.adapt(conversation)._replace(untrained=frozenset())
+            [rendered] = render_answers(adapted, self.template, self._stops)
+        except (UnstableTemplate, TemplateError, ValueError):
             return None
         encoding = self._backend.encode(rendered.text, add_special_tokens=False)
-        bos = len(self._missing_bos(encoding.ids))
-        return [bos + token_at(encoding, end, len(rendered.text)) for _, end in rendered.answers]
+        return self._ends(rendered, encoding, len(self._missing_bos(encoding.ids)))
 
-    def count_tokens(self, turns: list[Turn]) -> int | None:
-        """The length of a conversation. None if the template refuses it."""
-        try:
-            ids = self._backend.encode(self._render(turns), add_special_tokens=False).ids
-        except TemplateError:
-            return None
-        return len(self._missing_bos(ids)) + len(ids)
-
-    def _encode_texts(self, texts: Sequence[Any]) -> list[Encoded | RowRefused]:
+    def _encode_texts(self, texts: Sequence[Any]) -> list[list[Encoded] | RowRefused]:
         """All tokens of a text are trained, and one that ends it."""
         end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [self._mask(item.ids + end, [(0, len(item.ids) + 1)]) for item in encodings]
+        masked = [self._mask(item.ids + end, [(0, len(item.ids) + 1)]) for item in encodings]
+        return [[item] if isinstance(item, Encoded) else item for item in masked]
 
-    def _attempt(self, turns: Any) -> Rendered | Encoded | RowRefused:
-        if not self._tokenizer.chat_template:
-            message = "The model has no chat template, so conversations cannot be written in its form."
-            hint = "Use the model's instruct version, or rows of plain text."
-            raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint=hint, param="base_model")
+    def _attempt(self, sample: Any) -> list[Rendered] | RowRefused:
         try:
-            if not self._assistant_only:
-                return Rendered(self._render(turns), [])
-            return self._encode_marked(turns) if self._marked else self._render_answers(turns)
+            if isinstance(sample, Preference):
+                pair = [render_answers(self.template.adapt(side), self.template, self._stops) for side in sample[:2]]
+                if any(len(documents) != 1 for documents in pair):
+                    return RowRefused("template_refused", "The model's chat template does not write all answers in one piece.")
+                return pair[0] + pair[1]
+            conversation = self.template.adapt(sample)
+            if self._assistant_only:
+                return render_answers(conversation, self.template, self._stops)
+            asked = conversation._replace(turns=conversation.turns[:-1])
+            require_written(asked, self.template.render(asked.turns, asked.tools, ask=True), self.template)
+            return [Rendered(self.template.render(conversation.turns, conversation.tools), [], [])]
+        except RowRefused as refused:
+            return refused
         except TemplateError as problem:
             return RowRefused("template_refused", f"The model's chat template refuses the conversation: {problem}.")
         except UnstableTemplate:
             raise StageFailure(
                 FailureCode.INVALID_SPEC,
                 "The model's chat template writes a prompt differently once it is answered, which hides the answers.",
-                hint="Set assistant_only_loss to false to train on all tokens or use a model whose template marks the answers.",
+                hint="Set assistant_only_loss to false to train on all tokens, or use another model.",
                 param="training.assistant_only_loss",
                 patch={"training": {"assistant_only_loss": False}},
             ) from None
 
-    def _render(self, turns: list[Turn], **options: Any) -> str:
-        return self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    def _finish(self, sample: Any, rendered: list[Rendered], encodings: list[Any]) -> list[Encoded] | RowRefused:
+        results = [self._encode(*item) for item in zip(rendered, encodings, strict=True)]
+        if isinstance(sample, Preference) and not begin_alike(results):
+            results = [self._encode_in_pieces(*item) for item in zip(rendered, encodings, strict=True)]
+            if not begin_alike(results):
+                return next((item for item in results if isinstance(item, RowRefused)), unstable_tokens())
+        refused = next((item for item in results if isinstance(item, RowRefused)), None)
+        return refused or [item for item in results if isinstance(item, Encoded)]
 
-    def _render_answers(self, turns: list[Turn]) -> Rendered:
-        """Each answer's span, told by writing the conversation up to it, which must give a prefix of the whole each time."""
-        text = self._render(turns)
-        answers = []
-        for index, turn in enumerate(turns):
-            if turn["role"] == "assistant":
-                prompt = self._render(turns[:index], add_generation_prompt=True)
-                answered = self._render(turns[: index + 1]) if index + 1 < len(turns) else text
-                if not (answered.startswith(prompt) and text.startswith(answered)):
-                    raise UnstableTemplate
-                answers.append((len(prompt), len(answered)))
-        return Rendered(text, answers)
-
-    def _encode_marked(self, turns: list[Turn]) -> Encoded | RowRefused:
-        """By the template's own marks, which often leave out the token that ends an answer."""
-        encoding = self._tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
-        ids, mask = encoding["input_ids"], np.array([0, *encoding["assistant_masks"], 0])
-        starts, ends = (np.flatnonzero(np.diff(mask) == edge).tolist() for edge in (1, -1))
-        return self._mask(ids, [(start, self._reach_stop(ids, end)) for start, end in zip(starts, ends, strict=True)])
-
-    def _reach_stop(self, ids: list[int], end: int) -> int:
-        """`end`, or past the model's end token if only that and space follow."""
-        stop = end
-        while stop < len(ids) and self._is_blank(ids[stop]):
-            stop += 1
-        return stop + 1 if ids[end - 1] not in self._special and stop < len(ids) and ids[stop] in self._eos else end
-
-    def _finish(self, rendered: Rendered, encoding: Any) -> Encoded | RowRefused:
-        if not self._assistant_only:
+    def _encode(self, rendered: Rendered, encoding: Any) -> Encoded | RowRefused:
+        if not rendered.answers:
             return self._mask(encoding.ids, [(0, len(encoding.ids))])
         spans = token_spans(rendered, encoding)
-        if spans is None:
+        if spans is None or not self._asks_alike(rendered, encoding, spans):
             return self._encode_in_pieces(rendered, encoding)
-        return self._mask_answers(encoding.ids, spans)
+        encoded = self._mask(encoding.ids, self._trim(encoding.ids, spans))
+        if isinstance(encoded, RowRefused):
+            return encoded
+        return encoded._replace(answer_ends=self._ends(rendered, encoding, len(encoded.input_ids) - len(encoding.ids)))
+
+    def _asks_alike(self, rendered: Rendered, encoding: Any, spans: list[tuple[int, int]]) -> bool:
+        """Whether each prompt has the tokens that it has when nothing follows it. Only space at its end can make a difference,
+        and only what follows the last special token matters."""
+        ids = encoding.ids
+        for (position, _), (token, _) in zip(rendered.answers, spans, strict=True):
+            if not rendered.text[position - 1].isspace():
+                continue
+            start = token
+            while start > 0 and ids[start - 1] not in self._special:
+                start -= 1
+            tail = rendered.text[encoding.token_to_chars(start)[0] : position] if start < token else ""
+            if tail not in self._tails:
+                if len(self._tails) == MOST_TAILS:
+                    self._tails.clear()
+                self._tails[tail] = self._backend.encode(tail, add_special_tokens=False).ids
+            if ids[start:token] != self._tails[tail]:
+                return False
+        return True
+
+    def _ends(self, rendered: Rendered, encoding: Any, bos: int) -> list[int]:
+        return [bos + token_at(encoding, end, len(rendered.text)) for end in rendered.ends]
 
     def _encode_in_pieces(self, rendered: Rendered, encoding: Any) -> Encoded | RowRefused:
         """Where one token would hold the end of a prompt and the start of its answer. The model never sees that token when it
@@ -168,17 +175,14 @@ class Encoder:
         encoded = [piece.ids for piece in self._backend.encode_batch(pieces, add_special_tokens=False)]
         ids = [index for piece in encoded for index in piece]
         if self._tokenizer.decode(ids) != self._tokenizer.decode(encoding.ids):
-            return RowRefused("unstable_tokens", "The tokenizer joins the end of a prompt with the start of its answer.")
+            return unstable_tokens()
         offsets = np.cumsum([0, *map(len, encoded)])
         spans = [(int(offsets[number]), int(offsets[number + 1])) for number in range(1, len(encoded), 2)]
-        return self._mask_answers(ids, spans)
-
-    def _mask_answers(self, ids: list[int], spans: list[tuple[int, int]]) -> Encoded | RowRefused:
-        encoded = self._mask(ids, self._trim(ids, spans))
-        if isinstance(encoded, RowRefused):
-            return encoded
-        bos = len(encoded.input_ids) - len(ids)
-        return encoded._replace(answer_ends=[bos + end for _, end in spans])
+        masked = self._mask(ids, self._trim(ids, spans))
+        if isinstance(masked, RowRefused) or len(spans) != len(rendered.ends):
+            return masked
+        bos = len(masked.input_ids) - len(ids)
+        return masked._replace(answer_ends=[bos + end for _, end in spans])
 
     def _trim(self, ids: list[int], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Each answer ends with its last special token; the space that a template writes after that is not the model's."""
@@ -211,6 +215,16 @@ class Encoder:
 
     def _missing_bos(self, ids: list[int]) -> list[int]:
         return [] if self._bos is None or ids[:1] == [self._bos] else [self._bos]
+
+
+def begin_alike(results: list[Encoded | RowRefused]) -> bool:
+    """Whether both documents have the same tokens up to their first trained one."""
+    prompts = [item.input_ids[: item.trained.argmax()].tolist() for item in results if isinstance(item, Encoded)]
+    return len(prompts) == 2 and prompts[0] == prompts[1]
+
+
+def unstable_tokens() -> RowRefused:
+    return RowRefused("unstable_tokens", "The tokenizer joins the end of a prompt with the start of its answer.")
 
 
 def token_spans(rendered: Rendered, encoding: Any) -> list[tuple[int, int]] | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from app.jobs.states import FailureCode
-from worker.data.formats import DETECTION_ROWS, FORMATS, Sample, detect, digest_of
+from worker.data.formats import DETECTION_ROWS, Sample, detect, digest_of, normalise_row, texts_of
 from worker.data.rows import Refusal, Row, RowRefused
 from worker.stages import StageFailure
 
@@ -80,7 +80,7 @@ def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int) -> Survey:
             if len(found.refusals) < LISTED_REFUSALS:
                 found.refusals.append(item)
         else:
-            texts = [item.sample] if isinstance(item.sample, str) else [turn["content"] for turn in item.sample]
+            texts = texts_of(item.sample)
             found.digests += digest_of(item.sample, seed)
             found.turns.append(len(texts))
             found.characters.append(sum(map(len, texts)))
@@ -101,13 +101,12 @@ def read_head(rows: Iterator[Row | Refusal]) -> list[Row | Refusal]:
 
 def normalise(rows: Iterable[Row | Refusal], form: str) -> Iterator[Usable | Refusal]:
     """Each row in our form, or why it has none."""
-    module = FORMATS[form]
     for row in rows:
         if isinstance(row, Refusal):
             yield row
             continue
         try:
-            yield Usable(row.line, module.normalise(row.fields))
+            yield Usable(row.line, normalise_row(row.fields, form))
         except RowRefused as refused:
             yield refused.at(row.line)
 

@@ -28,7 +28,7 @@ LOW_TRAINED_SHARE = 0.01
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """`values`: base_model {name, revision}, counts (the contract's `data` and more), plan_sha256, validation (whether there
-    is a validation plan), format."""
+    is a validation plan), format, chat_template."""
     token = inputs.secret(spec.hub_token)
     model = fetch(
         spec.base_model, spec.revision, cache_dir=inputs.cache_dir, models_dir=inputs.models_dir, token=token, report=report
@@ -55,7 +55,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     report("data", **counts)
     for code, message in warnings_of(spec, found, choice.left_out, training, encoder, plan):
         report("warning", code=code, message=message)
-    losses = {f"rows_{name}": number for name, number in vars(training.losses).items()}
+    losses = {f"rows_{name}": number for name, number in vars(training.losses).items() if name != "tokens_lost"}
     return Outcome(
         {
             "base_model": {"name": model.name, "revision": model.revision},
@@ -63,6 +63,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             "plan_sha256": plan["sha256"],
             "validation": bool(validation.documents),
             "format": found.form,
+            "chat_template": encoder.facts(),
         }
     )
 

@@ -1,6 +1,7 @@
 import pytest
-from tiny_tokenizer import CHATML, MARKED, STOP, UNSTABLE, make_tokenizer
+from tiny_tokenizer import CHATML, HIDING, MARKED, STOP, make_tokenizer
 
+from worker.data.formats.turns import Conversation
 from worker.data.long_rows import Losses, fit
 from worker.data.masks import Encoder
 
@@ -11,7 +12,7 @@ def conversation(*answers, system=True):
     turns = [SYSTEM] if system else []
     for answer in answers:
         turns += [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": answer}]
-    return turns
+    return Conversation(turns)
 
 
 def fit_one(sample, max_seq_length, policy, *, template=CHATML, assistant_only=True, adds_bos=False):
@@ -34,7 +35,7 @@ def test_split_parts_at_turns_and_keeps_the_system_turn():
     assert texts == [
         fit_one(part, 10_000, "split")[0][0] for part in (conversation("the dog", "the fox"), conversation("the lazy dog"))
     ]
-    assert vars(losses) == {"split": 1, "cut": 0, "dropped": 0}
+    assert (losses.split, losses.cut, losses.dropped) == (1, 0, 0)
     assert len(documents[0].input_ids) == room
     one_less, _, _ = fit_one(whole, room - 1, "split")
     assert len(one_less) == 3 or length_of(conversation("the fox", "the lazy dog")) <= room - 1
@@ -50,9 +51,9 @@ def test_split_finds_the_turns_however_they_are_encoded(options):
 
 
 def test_what_cannot_be_split_is_cut():
-    texts, losses, _ = fit_one(conversation("the dog", "the fox"), 40, "split", template=UNSTABLE, assistant_only=False)
+    texts, losses, _ = fit_one(conversation("the dog", "the fox"), 40, "split", template=HIDING, assistant_only=False)
     assert len(texts) == 1
-    assert vars(losses) == {"split": 0, "cut": 1, "dropped": 0}
+    assert (losses.split, losses.cut, losses.dropped) == (0, 1, 0)
 
 
 def test_an_exchange_that_is_too_long_is_cut():
@@ -60,16 +61,16 @@ def test_an_exchange_that_is_too_long_is_cut():
     texts, losses, [document] = fit_one(sample, 60, "split")
     assert len(document.input_ids) == 60
     assert document.trained.any()
-    assert vars(losses) == {"split": 0, "cut": 1, "dropped": 0}
+    assert (losses.split, losses.cut, losses.dropped) == (0, 1, 0)
     assert fit_one(sample, 60, "cut")[0] == texts
 
 
 def test_a_row_whose_question_fills_it_is_lost_and_counted():
     _, losses, documents = fit_one(
-        [{"role": "user", "content": "dog " * 50}, {"role": "assistant", "content": "a"}], 20, "split"
+        Conversation([{"role": "user", "content": "dog " * 50}, {"role": "assistant", "content": "a"}]), 20, "split"
     )
     assert documents == []
-    assert vars(losses) == {"split": 0, "cut": 0, "dropped": 1}
+    assert (losses.split, losses.cut, losses.dropped) == (0, 0, 1)
 
 
 def test_drop_leaves_long_rows_out():
@@ -83,7 +84,7 @@ def test_what_fits_is_left_alone(policy):
     sample = conversation("the dog")
     texts, losses, _ = fit_one(sample, length_of(sample), policy)
     assert len(texts) == 1
-    assert vars(losses) == {"split": 0, "cut": 0, "dropped": 0}
+    assert (losses.split, losses.cut, losses.dropped) == (0, 0, 0)
 
 
 def test_texts_are_split_where_a_row_is_full():

@@ -2,16 +2,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizer import BOS, CHATML, MARKED, PLAIN, STOP, STRICT, UNSTABLE, WITH_BOS, make_tokenizer
+from tiny_tokenizer import BOS, CHATML, HIDING, MARKED, PLAIN, SPACIOUS, STOP, STRICT, WITH_BOS, make_tokenizer
 
 from app.jobs.states import FailureCode
+from worker.data.formats.turns import Conversation
 from worker.data.masks import Encoded, Encoder
 from worker.data.rows import RowRefused
 from worker.stages import StageFailure
 
 QUESTION = {"role": "user", "content": "what is it?"}
 ANSWER = {"role": "assistant", "content": "It is a dog."}
-TWO_ANSWERS = [QUESTION, ANSWER, {"role": "user", "content": "the dog?"}, {"role": "assistant", "content": "the lazy dog"}]
+TWO_ANSWERS = Conversation(
+    [QUESTION, ANSWER, {"role": "user", "content": "the dog?"}, {"role": "assistant", "content": "the lazy dog"}]
+)
 
 
 def make_encoder(template=CHATML, *, assistant_only=True, **options):
@@ -19,7 +22,12 @@ def make_encoder(template=CHATML, *, assistant_only=True, **options):
 
 
 def encode(encoder, *samples):
-    return encoder.encode(list(samples))
+    """The one document of each sample, or why it has none."""
+    return [item if isinstance(item, RowRefused) else item[0] for item in encoder.encode(list(samples)) if one(item)]
+
+
+def one(item):
+    return isinstance(item, RowRefused) or len(item) == 1
 
 
 def trained_texts(encoded):
@@ -45,21 +53,22 @@ def test_templates_with_and_without_marks_give_the_same_tokens():
 TEXTS = st.text(alphabet="ab \n\t.é漢🙂", min_size=1, max_size=12)
 
 
+@pytest.mark.parametrize("template", [CHATML, SPACIOUS])
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size=3))
-def test_what_is_trained_is_what_the_model_would_say(exchanges):
+@given(exchanges=st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size=3))
+def test_what_is_trained_is_what_the_model_would_say(template, exchanges):
     """Whatever spaces and characters meet at the border, the prompt's tokens stand before the answer's, and only the answer's
     are trained."""
     turns = [
         {"role": role, "content": text} for pair in exchanges for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
-    encoder = make_encoder()
-    [encoded] = encode(encoder, turns)
+    encoder = make_encoder(template)
+    [encoded] = encode(encoder, Conversation(turns))
     assert trained_texts(encoded) == [f"{answer}<|im_end|>" for _, answer in exchanges]
-    prompt, text = encoder.encode_prompt(turns[:1])
+    prompt, text = encoder.encode_prompt(Conversation(turns), turns[:1])
     assert encoded.input_ids[: len(prompt)].tolist() == prompt
     assert not encoded.trained[: len(prompt)].any()
-    assert text.endswith("<|im_start|>assistant\n")
+    assert text.rstrip("\n").endswith("<|im_start|>assistant")
 
 
 @pytest.mark.parametrize("template", [CHATML, WITH_BOS])
@@ -67,7 +76,7 @@ def test_what_is_trained_is_what_the_model_would_say(exchanges):
 def test_there_is_one_bos_where_template_or_tokenizer_wants_one(template, adds_bos):
     encoder = make_encoder(template, adds_bos=adds_bos)
     [encoded] = encode(encoder, TWO_ANSWERS)
-    prompt, _ = encoder.encode_prompt([QUESTION])
+    prompt, _ = encoder.encode_prompt(TWO_ANSWERS, [QUESTION])
     wanted = 1 if adds_bos or template == WITH_BOS else 0
     assert encoded.input_ids.tolist().count(BOS) == prompt.count(BOS) == wanted
     assert trained_texts(encoded)[0] == "It is a dog.<|im_end|>"
@@ -88,24 +97,18 @@ def test_texts_are_trained_whole_and_end():
 
 def test_an_unstable_template_is_the_users_choice_to_solve():
     with pytest.raises(StageFailure) as failure:
-        encode(make_encoder(UNSTABLE), TWO_ANSWERS)
+        encode(make_encoder(HIDING), TWO_ANSWERS)
     assert (failure.value.code, failure.value.param) == (FailureCode.INVALID_SPEC, "training.assistant_only_loss")
     assert failure.value.patch == {"training": {"assistant_only_loss": False}}
-    [encoded] = encode(make_encoder(UNSTABLE, assistant_only=False), TWO_ANSWERS)
+    [encoded] = encode(make_encoder(HIDING, assistant_only=False), TWO_ANSWERS)
     assert encoded.trained.all()
 
 
 def test_conversations_that_a_template_refuses_are_refused_alone():
-    refused, encoded = encode(make_encoder(STRICT), [QUESTION, *TWO_ANSWERS], TWO_ANSWERS)
+    refused, encoded = encode(make_encoder(STRICT), Conversation([QUESTION, *TWO_ANSWERS.turns]), TWO_ANSWERS)
     assert isinstance(refused, RowRefused)
     assert (refused.code, "roles must alternate" in refused.reason) == ("template_refused", True)
     assert isinstance(encoded, Encoded)
-
-
-def test_a_model_without_a_template_takes_no_conversations():
-    with pytest.raises(StageFailure) as failure:
-        encode(make_encoder(template=None), TWO_ANSWERS)
-    assert failure.value.code == FailureCode.MODEL_UNSUPPORTED
 
 
 def test_templates_without_a_stop_token_are_noticed():

@@ -14,12 +14,13 @@ MARKED = (
     "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WITH_BOS = "{{ bos_token }}" + CHATML
-UNSTABLE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if m['role'] == 'assistant' and loop.last %}{{ 'THOUGHT ' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+SPACIOUS = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n\n'").replace(
+    "['role'] + '\n'", "['role'] + '\n\n'"
 )
+"""Two line breaks are one token at the end of a prompt, and this tokenizer makes them two where a word follows."""
+WITH_BOS = "{{ bos_token }}" + CHATML
+HIDING = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\nTHOUGHT '")
+"""Asks for an answer in words that are gone once it is there."""
 PLAIN = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"

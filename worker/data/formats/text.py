@@ -13,12 +13,9 @@ def matches(fields: dict[str, Any]) -> bool:
 
 
 def normalise(fields: dict[str, Any]) -> str:
-    text = fields.get("text")
     if "text" not in fields:
         raise RowRefused("unknown_format", 'The row has no "text".')
-    if not isinstance(text, str):
-        raise RowRefused("wrong_type", '"text" is not a text.')
+    text = check_text(fields["text"], '"text"')
     if not text.strip():
         raise RowRefused("empty_text", "The text is empty.")
-    check_text(text, "The text")
     return text
