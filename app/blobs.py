@@ -1,10 +1,11 @@
 """The rows of content in storage, and its removal when no file and no artifact names it any more."""
 
+import time
 from collections.abc import Iterable
 
-from sqlalchemy import Engine, delete, exists
+from sqlalchemy import ColumnElement, Engine, delete, exists
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session, col
+from sqlmodel import Session, col, select
 
 from app.db import write_session
 from app.models import Artifact, Blob, File
@@ -24,11 +25,26 @@ def keep(session: Session, sha256: str, size: int) -> None:
 
 def drop_unused(session: Session, hashes: Iterable[str]) -> None:
     """Deletes the rows of those that nothing names."""
-    named = exists().where(col(File.blob_sha256) == col(Blob.sha256)) | exists().where(
-        col(Artifact.blob_sha256) == col(Blob.sha256)
-    )
     session.flush()
-    session.execute(delete(Blob).where(col(Blob.sha256).in_(list(hashes)), ~named))
+    session.execute(delete(Blob).where(col(Blob.sha256).in_(list(hashes)), ~is_named()))
+
+
+def drop_all_unused(session: Session) -> list[str]:
+    """Deletes every row that nothing names; answers the hashes, for `remove_dropped` after the commit."""
+    return list(session.scalars(delete(Blob).where(~is_named()).returning(col(Blob.sha256))))
+
+
+def is_named() -> ColumnElement[bool]:
+    in_file = exists().where(col(File.blob_sha256) == col(Blob.sha256))
+    return in_file | exists().where(col(Artifact.blob_sha256) == col(Blob.sha256))
+
+
+def find_strays(session: Session, storage: Storage, older_than_seconds: float) -> list[str]:
+    """Content without a row that has been there for a while: younger content may belong to a transaction that is not over."""
+    latest = time.time() - older_than_seconds
+    old = [path.name for path in storage.blobs() if path.stat().st_ctime < latest]
+    known = set(session.scalars(select(Blob.sha256)))
+    return [sha256 for sha256 in old if sha256 not in known]
 
 
 def remove_dropped(engine: Engine, storage: Storage, hashes: Iterable[str]) -> None:

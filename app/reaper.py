@@ -1,5 +1,7 @@
 """The loop that finds lost work: it takes back what has an expired lease, and rings for what waits while a worker is idle.
 
+Now and then, and in its first round, it also sweeps out what nobody needs any more (`app.sweep`).
+
 It may run anywhere any number of times; the `leader` row lets one of them act. The API runs one; `python -m app.reaper` is one
 by itself.
 """
@@ -7,6 +9,7 @@ by itself.
 import logging
 import signal
 import threading
+import time
 from datetime import timedelta
 
 from sqlalchemy import Engine, delete, update
@@ -20,6 +23,8 @@ from app.jobs.states import Resource
 from app.models import Leader, StageRun, Worker
 from app.queue import ring
 from app.settings import Settings, read_flags
+from app.storage import Storage
+from app.sweep import sweep
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +32,7 @@ NAME = "reaper"
 TERM_IN_ROUNDS = 3
 """A leader that misses this many rounds loses its office."""
 FORGOTTEN_AFTER_LEASES = 10
+SWEEP_SECONDS = 600.0
 
 
 class Reaper:
@@ -35,6 +41,7 @@ class Reaper:
     def __init__(self, engine: Engine, settings: Settings):
         self._engine, self._settings = engine, settings
         self._owner = new_id("rpr_")
+        self._sweep_at = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="reaper", daemon=True)
 
@@ -48,21 +55,25 @@ class Reaper:
     def _loop(self) -> None:
         while not self._stopped.wait(self._settings.reaper_seconds):
             try:
-                make_round(self._engine, self._settings, self._owner)
-            except SQLAlchemyError as problem:
-                log.warning("a round was left out, the database does not answer: %s", problem)
+                if make_round(self._engine, self._settings, self._owner) and time.monotonic() >= self._sweep_at:
+                    self._sweep_at = time.monotonic() + SWEEP_SECONDS
+                    sweep(self._engine, Storage(self._settings.root))
+            except (SQLAlchemyError, OSError) as problem:
+                log.warning("a round was left out: %s", problem)
 
 
-def make_round(engine: Engine, settings: Settings, owner: str) -> None:
+def make_round(engine: Engine, settings: Settings, owner: str) -> bool:
+    """False when somebody else leads."""
     with write_session(engine) as session:
         if not is_leader(session, owner, settings.reaper_seconds * TERM_IN_ROUNDS):
-            return
+            return False
         late = [run.id for run in stage_runs.expired(session)]
         forget_workers(session, settings.lease_seconds)
         ring_for_waiting(session, settings.lease_seconds)
     for run_id in late:
         with write_session(engine) as session:
             take_back(session, run_id)
+    return True
 
 
 def is_leader(session: Session, owner: str, seconds: float) -> bool:

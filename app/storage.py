@@ -34,6 +34,10 @@ class Storage:
             return
         target.chmod(0o644)
 
+    def blobs(self) -> Iterator[Path]:
+        """Every file of content; its name is its hash."""
+        return (self.root / "blobs").glob("??/*")
+
     def remove_blob(self, sha256: str) -> None:
         self.blob(sha256).unlink(missing_ok=True)
 
@@ -43,6 +47,9 @@ class Storage:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / upload_id
 
+    def uploads(self) -> Iterator[Path]:
+        return (self.root / "uploads").glob("*")
+
     def job_folder(self, job_id: str) -> Path:
         return self.root / "jobs" / job_id
 
@@ -51,6 +58,12 @@ class Storage:
 
     def file_folder(self, file_id: str) -> Path:
         return self.root / "files" / file_id
+
+    def job_folders(self) -> Iterator[Path]:
+        return (self.root / "jobs").glob("*")
+
+    def file_folders(self) -> Iterator[Path]:
+        return (self.root / "files").glob("*")
 
     def worker_lock(self, worker_id: str) -> Path:
         return self.root / "run" / "workers" / f"{worker_id}.lock"

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlmodel import Session, col
 
-from app.db import write_session
+from app.db import read_session, write_session
 from app.jobs import recovery, stage_runs
 from app.jobs import repository as jobs
 from app.jobs.states import EventType, FailureCode, JobStatus, Resource, StageStatus
+from app.jobs.tidying import discard_partial, tidy
 from app.models import Job, StageRun, Worker
 from app.settings import Settings
 from app.storage import Storage
@@ -119,6 +120,18 @@ def carry_out(runner: Runner, claim: Claim) -> None:
 
 
 def put_away(runner: Runner, claim: Claim, remains: Remains) -> None:
+    if (remains.result or {}).get("status") != "succeeded":
+        discard_partial(claim.folder)
+    settle_remains(runner, claim, remains)
+    try:
+        with read_session(runner.engine) as session:
+            run = session.get_one(StageRun, claim.run_id)
+            tidy(session, runner.storage, recovery.load_owner(session, run))
+    except (OSError, SQLAlchemyError) as problem:
+        log.warning("what %s need not keep is left to the sweep: %s", claim.folder, problem)
+
+
+def settle_remains(runner: Runner, claim: Claim, remains: Remains) -> None:
     try:
         insist(runner, lambda session: settle(session, runner.storage, claim.run_id, claim.fence, remains))
     except (OSError, ValueError) as problem:

@@ -16,6 +16,7 @@ from sqlmodel import col
 
 from app.db import read_session, write_session
 from app.jobs import recovery, stage_runs
+from app.jobs.tidying import tidy
 from app.models import StageRun, Worker
 from app.storage import Storage
 from worker.inputs import attempt_folder
@@ -47,7 +48,7 @@ def take_over(engine: Engine, storage: Storage) -> None:
         for run in runs:
             if end_group(attempt_folder(storage, run)):
                 log.warning("ended what the dead worker %s left of %s attempt %d", worker_id, run.stage, run.attempt)
-            take_back(engine, run)
+            take_back(engine, storage, run)
         with write_session(engine) as session:
             session.execute(delete(Worker).where(col(Worker.id) == worker_id))
 
@@ -64,9 +65,11 @@ def find_dead(storage: Storage) -> Iterator[str]:
             path.unlink(missing_ok=True)
 
 
-def take_back(engine: Engine, run: StageRun) -> None:
+def take_back(engine: Engine, storage: Storage, run: StageRun) -> None:
     with write_session(engine) as session:
         error = recovery.lost(run, f"The worker that ran stage {run.stage} died.")
         if stage_runs.take_back(session, run, error, at_once=True):
             log.warning("took back %s %s attempt %d", run.job_id or run.file_id, run.stage, run.attempt)
             recovery.recover(session, session.get_one(StageRun, run.id))
+    with read_session(engine) as session:
+        tidy(session, storage, recovery.load_owner(session, run))

@@ -11,6 +11,7 @@ from app.files import repository as uploads
 from app.jobs import metrics, report, repository, schemas, stage_runs
 from app.jobs.spec import JobSpec, plan
 from app.jobs.states import JobStatus, Stage, StageStatus
+from app.jobs.tidying import is_whole
 from app.models import Checkpoint, Event, Job, StageRun
 from app.storage import Storage
 
@@ -100,7 +101,7 @@ def show_checkpoint(row: Checkpoint, run: StageRun, storage: Storage) -> schemas
         created_at=row.created_at,
         metrics=row.metrics,
         bytes=row.bytes,
-        resumable=folder.is_dir(),
+        resumable=is_whole(folder),
     )
 
 

@@ -180,6 +180,10 @@ def attempts(session: Session, job_id: str) -> list[StageRun]:
     return list(session.exec(statement.order_by(col(StageRun.created_at), col(StageRun.id))))
 
 
+def inspections(session: Session, file_id: str) -> list[StageRun]:
+    return list(session.exec(select(StageRun).where(StageRun.file_id == file_id)))
+
+
 def newest_by_stage(session: Session, job_ids: Iterable[str]) -> dict[str, list[StageRun]]:
     """By job id: the newest attempt of each stage that was ever queued, in the order of the stages."""
     places = list(Stage)

@@ -1,5 +1,7 @@
 """Events, metrics, logs, checkpoints, attempts and the report of a job."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,7 +132,10 @@ def with_attempts(engine, storage, job_id):
         folder = storage.attempt_folder(job_id, stage, attempt)
         folder.mkdir(parents=True)
         (folder / "log.txt").write_text(f"{stage} {attempt}: é\nsecond line\n")
-    (storage.attempt_folder(job_id, Stage.TRAIN, 2) / "out" / "checkpoints" / "step-000020").mkdir(parents=True)
+    checkpoint = storage.attempt_folder(job_id, Stage.TRAIN, 2) / "out" / "checkpoints" / "step-000020"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(bytes(77))
+    (checkpoint / "manifest.json").write_text(json.dumps({"files": {"weights": {"bytes": 77}}}))
 
 
 def test_attempts_are_all_there_and_the_job_shows_the_newest_of_each_stage(client, job_id, with_attempts):
@@ -174,12 +179,14 @@ def test_logs_hold_all_attempts_in_order(client, job_id, with_attempts):
     assert client.get(f"/v1/jobs/{job_id}/logs?stage=../..").json()["error"]["param"] == "stage"
 
 
-def test_checkpoints_say_whether_they_can_be_resumed(client, job_id, with_attempts):
+def test_checkpoints_say_whether_they_can_be_resumed(client, storage, job_id, with_attempts):
     checkpoints = client.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"]
     assert [(found["step"], found["bytes"], found["resumable"], found["attempt"]) for found in checkpoints] == [
         (10, 77, False, 2),
         (20, 77, True, 2),
     ]
+    (storage.attempt_folder(job_id, Stage.TRAIN, 2) / "out/checkpoints/step-000020/weights").write_bytes(bytes(76))
+    assert not client.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"][1]["resumable"]
 
 
 def test_the_report_is_markdown_or_its_data(client, job_id, with_attempts):

@@ -161,15 +161,22 @@ def test_a_killed_stage_goes_on_from_what_it_saved(supervised: Supervised) -> No
     supervised.script("""
         if stage == "train":
             if attempt < 3:
-                (out / "saved").write_text(str(attempt))
+                checkpoint = out / "checkpoints" / f"step-{attempt}"
+                checkpoint.mkdir(parents=True)
+                (checkpoint / "manifest.json").write_text('{"files": {}}')
+                (out / "half").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            values["earlier"] = [(folder / "saved").read_text() for folder in inputs.earlier]
+            values["earlier"] = [str(path.relative_to(folder)) for folder in inputs.earlier for path in folder.rglob("*-*")]
+            values["partial"] = [path.name for folder in inputs.earlier for path in folder.glob("half")]
     """)
     job_id = supervised.submit()
     supervised.work()
     runs = supervised.runs(job_id)[1:]
     assert [run.status for run in runs] == [StageStatus.FAILED, StageStatus.FAILED, StageStatus.SUCCEEDED]
-    assert runs[2].outputs and runs[2].outputs["values"] == {"earlier": ["2", "1"]}
+    assert runs[2].outputs and runs[2].outputs["values"] == {
+        "earlier": [f"checkpoints/step-{step}" for step in (2, 1)],
+        "partial": [],
+    }
     retrying = [event for event in supervised.events(job_id) if event.type is EventType.JOB_RETRYING]
     assert [event.data["attempt"] for event in retrying] == [2, 3]
     assert "SIGKILL" in retrying[0].message
@@ -266,24 +273,25 @@ def test_a_job_that_is_to_be_cancelled_does_not_start_its_next_stage(supervised:
 
 def test_a_worker_that_leaves_gives_its_run_back(supervised: Supervised) -> None:
     supervised.script("""
-        if attempt == 1:
+        if stage == "train" and attempt == 1:
             report("progress", step=1)
             with report.holding_stop():
                 while not report.stop_requested:
                     time.sleep(0.02)
-                (out / "saved").touch()
+                (out / "checkpoints" / "step-1").mkdir(parents=True)
                 raise StageStopped
-        assert stage == "train" or (inputs.earlier[0] / "saved").exists()
+        assert stage == "prepare" or (inputs.earlier[0] / "checkpoints" / "step-1").exists()
     """)
     job_id = supervised.submit()
-    with supervised.working():
-        wait_until(lambda: supervised.job(job_id).progress)
+    supervised.work(Resource.CPU)
+    with supervised.working(Resource.GPU):
+        wait_until(lambda: (supervised.job(job_id).progress or {}).get("step"))
         supervised.runner.stop.times = 1
-    assert [run.status for run in supervised.runs(job_id)] == [StageStatus.CANCELLED, StageStatus.QUEUED]
+    assert [run.status for run in supervised.runs(job_id)[1:]] == [StageStatus.CANCELLED, StageStatus.QUEUED]
     assert supervised.job(job_id).status is JobStatus.RUNNING
     supervised.runner = supervised.make_runner("wrk_other")
-    supervised.work(Resource.CPU)
-    assert supervised.runs(job_id)[1].status is StageStatus.SUCCEEDED
+    supervised.work(Resource.GPU)
+    assert supervised.runs(job_id)[2].status is StageStatus.SUCCEEDED
     reasons = [event.data["reason"] for event in supervised.events(job_id) if event.type is EventType.JOB_RETRYING]
     assert reasons == ["worker_stopped"]
 
