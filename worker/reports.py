@@ -30,7 +30,8 @@ def apply_reports(session: Session, job: Job, run: StageRun, reports: list[dict[
         elif kind == "checkpoint":
             add_checkpoint(session, job, run, data)
         elif kind == "warning":
-            jobs.record_event(session, job, EventType.JOB_WARNING, data["message"], {"stage": run.stage, "code": data["code"]})
+            message = data.pop("message")
+            jobs.record_event(session, job, EventType.JOB_WARNING, message, {"stage": run.stage} | data)
         else:
             log.warning("%s attempt %d of %s reported the unknown kind %r", run.stage, run.attempt, job.id, kind)
     if points:

@@ -19,7 +19,7 @@ Kinds of report, and what the supervisor does with them:
     summary     train_loss, eval_loss, eval_loss_base: the job's `metrics`
     resolved    spec={...}: a patch of the spec, for what was `auto`
     checkpoint  step, bytes, metrics: a checkpoint is complete on disk
-    warning     code, message: an event of the job
+    warning     code, message, and facts of its own for programs: an event of the job
 """
 
 import hashlib

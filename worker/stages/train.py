@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,10 @@ from worker.data import base_models
 from worker.data.base_models import BaseModel
 from worker.data.plan import Plan
 from worker.stages import Inputs, Outcome, OutputFile, Report, StageFailure
-from worker.training import ENGINES, Run, Trained, checkpoints
+from worker.training import ATTENTION, ENGINES, Run, Trained, checkpoints
 from worker.training.device import Device, open_device
+from worker.training.lock import PACKAGES, hash_json, make_lock
 from worker.training.precision import choose
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
-MAY_CHANGE = {"batch_size", "gradient_accumulation", "memory", "oom_ladder"}
-"""Settings that an attempt may change and still go on from a checkpoint; the rows of a step stay the same."""
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
@@ -68,9 +64,10 @@ def settle(spec: JobSpec, device: Device) -> JobSpec:
 
 
 def make_run(spec: JobSpec, inputs: Inputs, device: Device, base: BaseModel, plan: Plan, out: Path, report: Report) -> Run:
-    identity = identify(spec, base, plan)
     total_steps = count_steps(plan.rows, spec.training)
     validation, samples = open_validation(spec, inputs)
+    held_out = hash_json([validation and validation.facts["sha256"], samples])
+    lock = make_lock(spec, plan, base, device, held_out=held_out, attention=ATTENTION)
     return Run(
         spec=spec,
         device=device,
@@ -82,25 +79,11 @@ def make_run(spec: JobSpec, inputs: Inputs, device: Device, base: BaseModel, pla
         total_steps=total_steps,
         warmup_steps=count_warmup(total_steps, spec.training),
         out=out,
-        identity=identity,
-        environment={"device": device.name, "versions": versions()},
-        resume=checkpoints.newest(inputs.earlier, identity, report),
+        held_out=held_out,
+        lock=lock,
+        checkpoints=checkpoints.usable(inputs.earlier, lock, report),
         report=report,
     )
-
-
-def identify(spec: JobSpec, base: BaseModel, plan: Plan) -> dict[str, Any]:
-    """What decides the numbers of a run, as JSON."""
-    training = spec.training
-    return {
-        "data": plan.facts["sha256"],
-        "base_model": spec.base_model,
-        "revision": base.revision,
-        "quantization": spec.quantization,
-        "lora": spec.lora.model_dump(),
-        "rows_per_step": training.batch_size * training.gradient_accumulation,
-        **training.model_dump(exclude=MAY_CHANGE),
-    }
 
 
 def open_validation(spec: JobSpec, inputs: Inputs) -> tuple[Plan | None, list[dict[str, Any]]]:
@@ -115,10 +98,6 @@ def open_validation(spec: JobSpec, inputs: Inputs) -> tuple[Plan | None, list[di
         return Plan.open(folder), [json.loads(line) for line in islice(lines, spec.evaluation.samples)]
 
 
-def versions() -> dict[str, str]:
-    return {package: version(package) for package in PACKAGES}
-
-
 def values_of(run: Run, trained: Trained) -> dict[str, Any]:
     return {
         "adapter": "adapter",
@@ -129,9 +108,9 @@ def values_of(run: Run, trained: Trained) -> dict[str, Any]:
         "samples": trained.samples,
         "trainable_parameters": trained.trainable_parameters,
         "precision": run.spec.training.precision,
-        "attention": trained.attention,
-        "resumed_from_step": run.resume.step if run.resume else None,
-        "versions": run.environment["versions"],
+        "attention": run.lock["attention"],
+        "resumed_from_step": trained.resumed_from_step,
+        "versions": {package: run.lock[f"packages.{package}"] for package in PACKAGES},
     }
 
 

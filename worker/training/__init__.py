@@ -4,6 +4,7 @@ A Run is settled: nothing in its spec's `training` is `auto` any more. The engin
 it over the plan, reports as it goes, writes checkpoints and leaves the adapter in `run.out / "adapter"`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from worker.training.device import Device
 
 ENGINES: dict[str, str] = {"trl": "worker.training.trl_engine"}
+ATTENTION = "sdpa"
+"""How transformers computes attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +36,12 @@ class Run:
     total_steps: int
     warmup_steps: int
     out: Path
-    identity: dict[str, Any]
-    """A checkpoint is resumed by runs of an equal identity only."""
-    environment: dict[str, Any]
-    """Noted in checkpoints for whoever looks for a difference: versions and device."""
-    resume: "Checkpoint | None"
+    held_out: str
+    """Names `validation` and `samples`: what was measured on others is measured again."""
+    lock: dict[str, Any]
+    """Goes into each checkpoint; see worker.training.lock."""
+    checkpoints: "Iterator[Checkpoint]"
+    """Those that the run may go on from, the newest first. The engine takes the first that can be loaded."""
     report: Report
 
 
@@ -53,4 +57,4 @@ class Trained:
     eval_loss: float | None
     samples: dict[str, Any] | None
     trainable_parameters: int
-    attention: str
+    resumed_from_step: int | None

@@ -22,6 +22,12 @@ class Device:
     def is_cuda(self) -> bool:
         return self.torch.type == "cuda"
 
+    def describe(self) -> dict[str, Any]:
+        """What the numbers of a run depend on, as JSON: a CPU's vector instructions and how many threads share a sum."""
+        if self.capability is not None:
+            return {"name": self.name, "capability": "{}.{}".format(*self.capability), "threads": None}
+        return {"name": self.name, "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+
 
 def open_device(limit_bytes: int | None) -> Device:
     """The first visible GPU, capped at `limit_bytes`, or the CPU. Call before anything touches CUDA: libraries that saw a

@@ -17,11 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from worker.stages import StageFailure
+from worker.training import ATTENTION
 from worker.training.device import Device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ADAPTER_FILE = "adapter_model.safetensors"
-ATTENTION = "sdpa"
 
 
 def load_base(folder: Path, spec: JobSpec, device: Device) -> PreTrainedModel:
@@ -134,7 +134,12 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:
-    set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
+    """ValueError unless the file holds this very adapter; peft takes what it knows and leaves the rest as it is."""
+    tensors = load_file(folder / ADAPTER_FILE)
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: tensor.shape for name, tensor in expected.items()}:
+        raise ValueError("its tensors are those of another adapter")
+    set_peft_model_state_dict(model, tensors)
 
 
 def last_hidden(model: PeftModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ class Counters:
     loss_sum: float = 0.0
     last_loss: float = math.nan
     train_seconds: float = 0.0
+    held_out: str | None = None
+    """The Run's, once its base model has been measured: the next two."""
     eval_loss_base: float | None = None
     answers_before: list[str] | None = None
 

@@ -16,15 +16,15 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from worker.data.plan import Plan
 from worker.stages import StageStopped
-from worker.training import Run, Trained, checkpoints, evaluation, failures
+from worker.training import Run, Trained, checkpoints, evaluation, failures, restoration
 from worker.training.batches import Batch, PlanRows, RowOrder, collate, count_rows
+from worker.training.checkpoints import Checkpoint, Unfit
 from worker.training.loss import summed_cross_entropy
 from worker.training.model import (
-    ATTENTION,
     attach_adapter,
     autocast,
     check_head,
@@ -34,9 +34,8 @@ from worker.training.model import (
     save_adapter,
 )
 from worker.training.progress import Counters, Progress
-
-SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-COUNTERS = "counters.json"
+from worker.training.restoration import restoring
+from worker.training.trl_settings import arguments
 
 
 def train(run: Run) -> Trained:
@@ -55,15 +54,27 @@ def train(run: Run) -> Trained:
 
 
 def train_adapter(run: Run, model: PeftModel) -> Trained:
+    """From the first checkpoint that fits, or from the start."""
     tokenizer = AutoTokenizer.from_pretrained(run.base, local_files_only=True, trust_remote_code=False)
-    counters = Counters()
-    if run.resume:
-        counters = Counters(**json.loads((run.resume.path / COUNTERS).read_text()))
-    else:
+    untrained = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    while True:
+        checkpoint = next(run.checkpoints, None)
+        try:
+            return train_from(checkpoint, run, model, tokenizer)
+        except Unfit as reason:
+            assert checkpoint is not None
+            checkpoints.report_skipped(run.report, checkpoint.path, "unfit", str(reason))
+            model.load_state_dict(untrained, strict=False)
+
+
+def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Trained:
+    counters = restoration.read_counters(checkpoint, run) if checkpoint else Counters()
+    if counters.held_out != run.held_out:
         counters.eval_loss_base, counters.answers_before = measure(run, model, tokenizer, adapter=False)
+        counters.held_out = run.held_out
     trainer = PlanTrainer(run, model, tokenizer, counters)
     with run.report.holding_stop():
-        trainer.train(resume_from_checkpoint=str(run.resume.path) if run.resume else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         if run.report.stop_requested:
             trainer.save_unless_saved()
             raise StageStopped
@@ -85,7 +96,7 @@ def train_adapter(run: Run, model: PeftModel) -> Trained:
         eval_loss=eval_loss,
         samples=evaluation.compare(run.samples, counters.answers_before or [], answers_after) if run.samples else None,
         trainable_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-        attention=ATTENTION,
+        resumed_from_step=checkpoint.step if checkpoint else None,
     )
 
 
@@ -181,7 +192,7 @@ class PlanTrainer(SFTTrainer):
         run, step = self.run, self.state.global_step
         self.progress.count_seconds()
         folder = run.out / "checkpoints"
-        saved = checkpoints.write(folder, step, self._fill, identity=run.identity, environment=run.environment)
+        saved = checkpoints.write(folder, step, self._fill, lock=run.lock)
         checkpoints.prune(folder, run.spec.checkpoints.keep)
         self.saved_step = step
         run.report("checkpoint", step=step, bytes=saved.bytes, metrics=self.progress.last_metrics)
@@ -193,10 +204,26 @@ class PlanTrainer(SFTTrainer):
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / "trainer_state.json"))
-        (folder / COUNTERS).write_text(json.dumps(asdict(self.progress.counters)))
+        (folder / restoration.COUNTERS).write_text(json.dumps(asdict(self.progress.counters)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_adapter(self.adapted, Path(resume_from_checkpoint))
+        with restoring("adapter"):
+            load_adapter(self.adapted, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with restoring("optimizer or schedule"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint:
+                restoration.check_optimizer(self.optimizer)
+                restoration.check_schedule(self.lr_scheduler, self.progress.counters.step)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with restoring("gradient scaler"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with restoring("random state"):
+            super()._load_rng_state(checkpoint)
 
 
 class StepCallback(TrainerCallback):
@@ -214,38 +241,3 @@ class StepCallback(TrainerCallback):
         stop = run.report.stop_requested
         control.should_save = stop or bool(every and state.global_step % every == 0)
         control.should_training_stop = control.should_training_stop or stop
-
-
-def arguments(run: Run) -> SFTConfig:
-    """SFTTrainer's settings. Its bf16 flag stays off: it only wraps model.forward in autocast, which our loss does not call."""
-    training, on_gpu = run.spec.training, run.device.is_cuda
-    fp16 = training.precision == "fp16"
-    # A fused step hides from accelerate that fp16 skipped it, and the learning rate would move on.
-    adamw = "adamw_torch_fused" if on_gpu and not fp16 else "adamw_torch"
-    return SFTConfig(
-        output_dir=str(run.out / "checkpoints"),
-        max_steps=run.total_steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=SCHEDULERS[training.scheduler],
-        warmup_steps=run.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=adamw if training.optimizer == "adamw" else "adamw_8bit",
-        seed=training.seed,
-        fp16=fp16,
-        bf16=False,
-        use_cpu=not on_gpu,
-        gradient_checkpointing=False,  # load_base does it; done here, it makes the embeddings' output need a gradient
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it reads every micro-step's loss, and hides the ones that are no number
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["targets"],
-        average_tokens_across_devices=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )

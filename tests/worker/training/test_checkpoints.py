@@ -1,4 +1,6 @@
 import json
+import os
+import threading
 
 import pytest
 from tiny_run import events
@@ -6,7 +8,8 @@ from tiny_run import events
 from worker.stages import Report
 from worker.training import checkpoints
 
-IDENTITY = {"data": "abc", "learning_rate": 1e-3}
+LOCK = {"data": "abc", "training.learning_rate": 1e-3, "packages.torch": "2.13", "spec": "1"}
+FILES = {"adapter.bin": b"weights", "optimizer.bin": b"moments"}
 
 
 @pytest.fixture
@@ -14,23 +17,27 @@ def report(tmp_path):
     return Report(tmp_path / "events.jsonl")
 
 
-def save(out, step, *, content=b"weights", identity=IDENTITY):
+def save(out, step, *, files=FILES, lock=LOCK):
     def fill(folder):
-        (folder / "adapter.bin").write_bytes(content)
-        (folder / "optimizer.bin").write_bytes(b"moments")
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
 
-    return checkpoints.write(out / "checkpoints", step, fill, identity=identity, environment={"device": "cpu"})
+    return checkpoints.write(out / "checkpoints", step, fill, lock=lock)
 
 
-def test_the_newest_of_all_attempts_is_found(tmp_path, report):
+def newest(outs, report, lock=LOCK):
+    return next(checkpoints.usable(outs, lock, report), None)
+
+
+def test_those_of_all_attempts_are_offered_the_newest_first(tmp_path, report):
     save(tmp_path / "1", 10)
-    newest = save(tmp_path / "1", 20)
+    last = save(tmp_path / "1", 20)
     save(tmp_path / "2", 15)
     (tmp_path / "3").mkdir()
-    found = checkpoints.newest([tmp_path / "3", tmp_path / "2", tmp_path / "1"], IDENTITY, report)
-    assert found == newest
-    assert found.step == 20
-    assert found.bytes == len(b"weights") + len(b"moments")
+    found = list(checkpoints.usable([tmp_path / "3", tmp_path / "2", tmp_path / "1"], LOCK, report))
+    assert found[0] == last
+    assert [checkpoint.step for checkpoint in found] == [20, 15, 10]
+    assert found[0].bytes == len(b"weights") + len(b"moments")
     assert not events(tmp_path, "warning")
 
 
@@ -47,17 +54,41 @@ def flip(path):
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, report, damage, name):
     save(tmp_path, 10)
     damage(save(tmp_path, 20).path / name)
-    assert checkpoints.newest([tmp_path], IDENTITY, report).step == 10
+    assert newest([tmp_path], report).step == 10
     (warning,) = events(tmp_path, "warning")
-    assert warning["code"] == "checkpoint_skipped"
+    assert (warning["code"], warning["checkpoint"], warning["reason"]) == ("checkpoint_skipped", "step-000020", "damaged")
     assert "step-000020" in warning["message"]
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", "null", '{"version": 2, "step": 20, "files": {}, "lock": 3}', "\xff"])
+def test_a_manifest_of_another_shape_is_damage(tmp_path, report, manifest):
+    save(tmp_path, 10)
+    (save(tmp_path, 20).path / "manifest.json").write_text(manifest, encoding="latin-1")
+    assert newest([tmp_path], report).step == 10
+
+
+def test_one_of_another_step_under_this_name_is_damage(tmp_path, report):
+    checkpoint = save(tmp_path, 10)
+    checkpoint.path.rename(checkpoint.path.with_name("step-000020"))
+    assert newest([tmp_path], report) is None
 
 
 def test_one_of_other_data_or_settings_is_passed_over_and_the_difference_is_named(tmp_path, report):
     save(tmp_path, 10)
-    assert checkpoints.newest([tmp_path], IDENTITY | {"learning_rate": 2e-3}, report) is None
+    assert newest([tmp_path], report, LOCK | {"training.learning_rate": 2e-3}) is None
     (warning,) = events(tmp_path, "warning")
-    assert "another learning_rate" in warning["message"]
+    assert "another training.learning_rate" in warning["message"]
+    assert warning["reason"] == "differs"
+    assert warning["changes"] == [{"item": "training.learning_rate", "old": 1e-3, "new": 2e-3}]
+
+
+def test_one_of_other_packages_is_used_with_a_warning_that_says_so(tmp_path, report):
+    save(tmp_path, 10)
+    assert newest([tmp_path], report, LOCK | {"packages.torch": "2.14", "spec": "2"}).step == 10
+    (warning,) = events(tmp_path, "warning")
+    assert (warning["code"], warning["checkpoint"]) == ("checkpoint_degraded", "step-000010")
+    assert warning["changes"] == [{"item": "packages.torch", "old": "2.13", "new": "2.14"}]
+    assert "packages.torch was 2.13 and is 2.14" in warning["message"]
 
 
 def test_a_write_that_breaks_off_leaves_no_checkpoint_and_can_be_repeated(tmp_path, report):
@@ -66,25 +97,42 @@ def test_a_write_that_breaks_off_leaves_no_checkpoint_and_can_be_repeated(tmp_pa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.write(tmp_path / "checkpoints", 10, break_off, identity=IDENTITY, environment={})
-    assert checkpoints.newest([tmp_path], IDENTITY, report) is None
+        checkpoints.write(tmp_path / "checkpoints", 10, break_off, lock=LOCK)
+    assert newest([tmp_path], report) is None
     save(tmp_path, 10)
-    assert checkpoints.newest([tmp_path], IDENTITY, report).step == 10
+    assert newest([tmp_path], report).step == 10
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000010"]
 
 
-def test_the_newest_are_kept(tmp_path):
-    for step in (999_999, 1_000_000, 8, 9):
+def test_whoever_reads_while_others_are_written_and_removed_sees_whole_ones_only(tmp_path):
+    folder, stop, broken, seen = tmp_path / "checkpoints", threading.Event(), [], 0
+    folder.mkdir()
+
+    def write_many():
+        for step in range(1, 60):
+            save(tmp_path, step, files={f"{number}.bin": os.urandom(20_000) for number in range(8)})
+            checkpoints.prune(folder, 1)
+        stop.set()
+
+    writer = threading.Thread(target=write_many)
+    writer.start()
+    while not stop.is_set():
+        for path in folder.glob("step-*"):
+            try:
+                files = json.loads((path / "manifest.json").read_text())["files"]
+                for name in files:
+                    (path / name).stat()
+                seen += 1
+            except OSError as problem:
+                broken += [problem] if path.exists() else []
+    writer.join()
+    assert broken == []
+    assert seen > 10
+    assert [path.name for path in folder.iterdir()] == ["step-000059"]
+
+
+def test_pruning_leaves_the_newest(tmp_path):
+    for step in (5, 100, 20):
         save(tmp_path, step)
     checkpoints.prune(tmp_path / "checkpoints", 2)
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-999999", "step-1000000"}
-    checkpoints.prune(tmp_path / "checkpoints", 1)
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-1000000"}
-
-
-def test_the_manifest_describes_every_file(tmp_path):
-    path = save(tmp_path, 10).path
-    manifest = json.loads((path / "manifest.json").read_text())
-    assert set(manifest["files"]) == {"adapter.bin", "optimizer.bin"}
-    assert manifest["step"] == 10
-    assert manifest["environment"] == {"device": "cpu"}
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000020", "step-000100"]
