@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -282,7 +283,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault and self.fault.cut is not None:
             body = body[: self.fault.cut]
             self.close_connection = True
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # a client that was killed
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass

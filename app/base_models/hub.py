@@ -41,9 +41,8 @@ def read_config(repo: str, revision: str | None, token: str | None) -> dict[str,
         )
         return Detail("base_model", f"{message}Check the name. A private one needs a token: {NEEDS_TOKEN}", "model_not_found")
     except (EntryNotFoundError, ValueError):
-        return Detail(
-            "base_model", f"{repo} has no readable config.json, so it is no model for transformers.", "model_unsupported"
-        )
+        message = f"{repo} has no readable config.json, so it is no whole model for transformers: an adapter, perhaps, or GGUF."
+        return Detail("base_model", message, "model_unsupported")
     except HfHubHTTPError as problem:
         return refused_token(repo, token) if problem.response.status_code in (401, 403) else None
     except Exception:  # whatever else a network does

@@ -19,8 +19,7 @@ from typing import Any
 
 from app.jobs.spec import BUILT_IN_MODEL
 from app.jobs.states import FailureCode
-from worker.data import built_in_model
-from worker.data.hub import download_model, no_safetensors, resolve_model
+from worker.data import built_in_model, hub_models
 from worker.data.locks import exclusive
 from worker.stages import StageFailure
 
@@ -42,12 +41,20 @@ class BaseModel:
 
 
 def fetch(
-    base_model: str, revision: str | None, *, cache_dir: Path, models_dir: Path | None, token: str | None = None, report: Any
+    base_model: str,
+    revision: str | None,
+    *,
+    cache_dir: Path,
+    models_dir: Path | None,
+    token: str | None = None,
+    ask_access: bool = False,
+    report: Any,
 ) -> BaseModel:
     """The model's folder, built or downloaded first when it is not there. Returns at once, without any import, when it is.
 
     `revision` None is the built-in's installed version, the folder as it is, or the default branch; a job's later stages pass
-    the revision that its first stage got. StageFailure: model_not_found, model_gated, model_unsupported, hub_unauthorized,
+    the revision that its first stage got. That first one sets `ask_access`: the hub then has to agree that the token may read
+    the model, also when it is here. StageFailure: model_not_found, model_gated, model_unsupported, hub_unauthorized,
     hub_unavailable, disk_full, invalid_spec.
     """
     if base_model == BUILT_IN_MODEL:
@@ -58,7 +65,7 @@ def fetch(
         message = f"{base_model!r} is neither the built-in model, nor a folder's name, nor a repository of the hub."
         hint = f"Use {BUILT_IN_MODEL}, the name of a folder under TUNESMITH_MODELS_DIR, or OWNER/NAME."
         raise StageFailure(FailureCode.MODEL_NOT_FOUND, message, hint=hint, param="base_model")
-    return fetch_from_hub(base_model, revision, cache_dir, token, report)
+    return fetch_from_hub(base_model, revision, cache_dir, token, ask_access, report)
 
 
 def fetch_built_in(revision: str | None, cache_dir: Path, report: Any) -> BaseModel:
@@ -80,12 +87,20 @@ def fetch_built_in(revision: str | None, cache_dir: Path, report: Any) -> BaseMo
 
 def open_folder(name: str, revision: str | None, folder: Path) -> BaseModel:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise no_safetensors(f"The folder {name}")
+        raise refuse_folder(name, folder)
     found = fingerprint(folder)
     if revision not in (None, found):
         raise other_revision(name, revision, found)
     check_config(json.loads((folder / "config.json").read_text()), name, card=None)
+    hub_models.require_shards(folder, name)
     return BaseModel(name, found, folder)
+
+
+def refuse_folder(name: str, folder: Path) -> StageFailure:
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        return hub_models.only_adapter(name, json.loads(adapter.read_bytes()))
+    return hub_models.no_safetensors(f"The folder {name}")
 
 
 def fingerprint(folder: Path) -> str:
@@ -105,7 +120,9 @@ def other_revision(name: str, revision: str | None, found: str | None) -> StageF
     return StageFailure(FailureCode.INVALID_SPEC, message, hint=hint, param="revision", patch={"revision": None})
 
 
-def fetch_from_hub(repo: str, revision: str | None, cache_dir: Path, token: str | None, report: Any) -> BaseModel:
+def fetch_from_hub(
+    repo: str, revision: str | None, cache_dir: Path, token: str | None, ask_access: bool, report: Any
+) -> BaseModel:
     models = model_folder(cache_dir, repo)
     commit = revision if revision and is_commit(revision) else resolve_cached(repo, revision, models, token, report)
     folder = models / commit
@@ -115,9 +132,11 @@ def fetch_from_hub(repo: str, revision: str | None, cache_dir: Path, token: str 
             check_config(config, repo, card)
 
         def download(part: Path) -> None:
-            download_model(repo, commit, part, token=token, report=report, check=check)
+            hub_models.download(repo, commit, part, token=token, report=report, check=check)
 
         complete(folder, repo, report, download, keep_part=True)
+    elif ask_access:
+        require_access(repo, commit, token, report)
     return BaseModel(repo, commit, folder)
 
 
@@ -125,18 +144,27 @@ def is_commit(revision: str | None) -> bool:
     return bool(COMMIT.fullmatch(revision or ""))
 
 
+def require_access(repo: str, commit: str, token: str | None, report: Any) -> None:
+    """Without a network the model in the cache is used, with a warning."""
+    try:
+        hub_models.require_access(repo, commit, token, report)
+    except StageFailure as failure:
+        if failure.code != FailureCode.HUB_UNAVAILABLE:
+            raise
+        message = f"The hub could not be reached; {repo} is used as it is in the cache, commit {commit}."
+        report("warning", code="hub_offline", message=message)
+
+
 def resolve_cached(repo: str, revision: str | None, models: Path, token: str | None, report: Any) -> str:
-    """The commit of a branch or tag, remembered, so that without a network the last one is used, with a warning."""
+    """The commit of a branch or tag, remembered, so that without a network the last one is used."""
     refs_file = models / "refs.json"
     refs = json.loads(refs_file.read_text()) if refs_file.exists() else {}
     branch = revision or "main"
     try:
-        commit = resolve_model(repo, revision, token)
+        commit = hub_models.resolve(repo, revision, token, report, pauses=() if branch in refs else None)
     except StageFailure as failure:
         if failure.code != FailureCode.HUB_UNAVAILABLE or branch not in refs:
             raise
-        message = f"The hub could not be reached; {repo} is used as it was last seen, commit {refs[branch]}."
-        report("warning", code="hub_offline", message=message)
         return refs[branch]
     models.mkdir(parents=True, exist_ok=True)
     part = models / f"refs.{os.getpid()}"

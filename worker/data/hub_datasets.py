@@ -7,7 +7,7 @@ from typing import Any
 
 from app.jobs.spec import HubDataset
 from app.jobs.states import FailureCode
-from worker.data.hub import hub_errors, no_access
+from worker.data import hub
 from worker.data.rows import Row
 from worker.stages import StageFailure
 
@@ -27,12 +27,7 @@ def open_hub_dataset(
 
     report("progress", message=f"Fetching the data set {source.repo}")
     with (
-        hub_errors(
-            f"data set {source.repo}",
-            param="dataset.hub.repo",
-            revision_param="dataset.hub.revision",
-            not_found=FailureCode.DATASET_NOT_FOUND,
-        ),
+        hub.hub_errors(hub.data_set(source.repo)),
         dataset_errors(source),
     ):
         commit = str(HfApi(token=token).dataset_info(source.repo, revision=source.revision).sha)
@@ -69,7 +64,7 @@ def dataset_errors(source: HubDataset) -> Iterator[None]:
     except DatasetNotFoundError as problem:
         # The hub's own error is cut off here; what it was is only in the text.
         if "gated" in str(problem):
-            raise no_access(f"data set {source.repo}", FailureCode.HUB_UNAUTHORIZED, "dataset.hub.repo") from problem
+            raise hub.gated(hub.data_set(source.repo)) from problem
         raise not_readable(source, str(problem)) from problem
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
         raise

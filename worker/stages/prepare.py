@@ -30,9 +30,8 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """`values`: base_model {name, revision}, counts (the contract's `data` and more), plan_sha256, validation (whether there
     is a validation plan), format, chat_template."""
     token = inputs.secret(spec.hub_token)
-    model = fetch(
-        spec.base_model, spec.revision, cache_dir=inputs.cache_dir, models_dir=inputs.models_dir, token=token, report=report
-    )
+    places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
+    model = fetch(spec.base_model, spec.revision, **places, token=token, ask_access=True, report=report)
     if is_commit(model.revision):
         report("resolved", spec={"revision": model.revision})
     read = open_rows(spec, inputs, token, report)
