@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu clean
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-writers clean
 
 help: ## Show these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
 
 setup: $(INSTALLED) ## Make .venv with everything, unless it is up to date
 
@@ -45,6 +45,12 @@ bench: setup ## Measure what the service costs beside a hand-written script
 bench-gpu: setup ## Run the job of the GPU bar: the Llama-3.2-1B shape, on an accelerator
 	$(BIN)/python bench/make_model.py data/bench/models/llama-3.2-1b-shape
 	$(BIN)/python bench/gpu_job.py data/bench/models data/bench/gpu
+
+bench-chaos: setup ## Kill and freeze the parts of a service at work 200 times, and look for what is lost or done twice
+	$(BIN)/python bench/chaos --kills 200 --seed 1 --ledger data/bench/chaos.jsonl
+
+bench-writers: setup ## Let four processes write progress while a reader polls
+	$(BIN)/python bench/writers.py
 
 clean: ## Remove .venv and caches; data stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

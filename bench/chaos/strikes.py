@@ -1,0 +1,184 @@
+"""The signals: which is drawn, where it hits, and what it interrupted."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from database import is_running, may_lose
+from processes import Process, find_processes, is_dead, read_state, wait_until
+from service import LEASE_SECONDS
+from sqlalchemy import Engine
+
+WRITE, PUBLICATION = "checkpoint write", "publication"
+SHARES: dict[tuple[str, str, str | None], int] = {
+    # signal, target, aim: how often it is drawn, of 100
+    ("KILL", "stage", WRITE): 16,
+    ("KILL", "worker", WRITE): 6,
+    ("KILL", "worker", PUBLICATION): 8,
+    ("KILL", "stage", None): 18,
+    ("KILL", "worker", None): 14,
+    ("KILL", "api", None): 10,
+    ("KILL", "broker", None): 8,
+    ("KILL", "up", None): 3,
+    ("STOP", "worker", None): 6,
+    ("STOP", "stage", None): 4,
+    ("TERM", "worker", None): 7,
+}
+LONGEST_WAIT_SECONDS = 20.0
+"""For a target, and for what an aimed signal waits for. Then another signal is drawn."""
+DEATH_SECONDS = 5.0
+LATEST_SECONDS = {WRITE: 0.03, PUBLICATION: 0.06, None: 0.0}
+"""How long after the sighting an aimed signal may come."""
+AIM_SECONDS = 0.001
+
+
+@dataclass(frozen=True)
+class Plan:
+    signal: str
+    target: str
+    aim: str | None
+    pause: float
+    """Seconds to wait before looking for the target."""
+    late: float
+    """Between 0 and 1: how far into what it aims at the signal comes."""
+    choice: float
+    """Between 0 and 1: which of several targets."""
+
+
+def draw(seed: int, number: int) -> Plan:
+    """The same for the same two numbers, so that a run that goes on draws what it would have drawn."""
+    numbers = random.Random(f"{seed} strike {number}")
+    kind = numbers.choices(list(SHARES), list(SHARES.values()))[0]
+    return Plan(*kind, pause=numbers.uniform(0.5, 4.0), late=numbers.random(), choice=numbers.random())
+
+
+class Striker:
+    """Sends what is drawn. `meanwhile` is called often while it waits."""
+
+    def __init__(self, root: Path, engine: Engine, meanwhile: Callable[[], None]):
+        self._root, self._engine, self._meanwhile = root, engine, meanwhile
+        self._stopped: dict[int, float] = {}
+
+    def strike(self, plan: Plan) -> dict[str, Any] | None:
+        """What was done, for the ledger. None when there was no fitting target in time."""
+        self.wait(lambda: False, plan.pause)
+        found: list[Process] = []
+
+        def aim() -> bool:
+            found[:] = self._find_targets(plan)
+            return bool(found)
+
+        if not self.wait(aim, LONGEST_WAIT_SECONDS):
+            return None
+        return self._send(plan, found[int(plan.choice * len(found))])
+
+    def thaw(self, *, all: bool = False) -> None:
+        """Lets go on what was stopped for longer than the lease."""
+        now = time.monotonic()
+        for pid, until in list(self._stopped.items()):
+            if all or now >= until:
+                del self._stopped[pid]
+                if read_state(pid) == "T":
+                    os.kill(pid, signal.SIGCONT)
+
+    def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Whether the condition came true in time."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            self.thaw()
+            self._meanwhile()
+            time.sleep(0.1)
+        return True
+
+    def _find_targets(self, plan: Plan) -> list[Process]:
+        """Those that the plan names and that may be hit now. A worker with a stage is preferred to an idle one."""
+        processes = find_processes(self._root)
+        targets = [process for process in processes if process.kind == plan.target and process.pid not in self._stopped]
+        if plan.target == "worker":
+            busy = {stage.supervisor for stage in processes if stage.kind == "stage"}
+            targets = [worker for worker in targets if worker.pid in busy] or targets
+        if plan.signal == "KILL" or plan.target == "worker":
+            targets = [target for target in targets if self._may_hit(target)]
+        if plan.aim:
+            stages = [stage for stage in processes if stage.kind == "stage"]
+            aimed = self._sight(stages, targets, plan.aim)
+            targets = [aimed] if aimed else []
+        return targets
+
+    def _may_hit(self, target: Process) -> bool:
+        if target.kind == "stage":
+            return may_lose(self._engine, target.supervisor)
+        return target.kind != "worker" or may_lose(self._engine, target.pid)
+
+    def _sight(self, stages: list[Process], targets: list[Process], aim: str) -> Process | None:
+        """Looks without a rest for a short while; gives the target that does what is aimed at."""
+        pairs = [(stage, target) for stage in stages for target in targets if target.pid in (stage.pid, stage.supervisor)]
+        deadline = time.monotonic() + 0.5
+        while pairs and time.monotonic() < deadline:
+            for stage, target in pairs:
+                if list_parts(stage.attempt) if aim == WRITE else (stage.attempt / "result.json").exists():
+                    return target
+            time.sleep(AIM_SECONDS)
+        return None
+
+    def _send(self, plan: Plan, victim: Process) -> dict[str, Any] | None:
+        stages = [process for process in find_processes(self._root) if process.kind == "stage"]
+        hit = next((stage for stage in stages if victim.pid in (stage.pid, stage.supervisor)), None)
+        if victim.kind in ("worker", "stage"):
+            running = hit is not None
+        else:
+            running, hit = bool(stages), next(iter(stages), None)
+        phase = describe_phase(hit) if hit else "between"
+        time.sleep(plan.late * LATEST_SECONDS[plan.aim])
+        if is_dead(victim.pid):
+            return None
+        os.kill(victim.pid, getattr(signal, f"SIG{plan.signal}"))
+        if plan.signal == "STOP":
+            self._stopped[victim.pid] = time.monotonic() + LEASE_SECONDS + 1 + 2 * plan.late
+        return {
+            "signal": plan.signal,
+            "target": victim.kind,
+            "pid": victim.pid,
+            "aim": plan.aim,
+            "phase": phase,
+            "stage_runs": running,
+            "attempt": str(hit.attempt.relative_to(self._root)) if hit else None,
+            "inside": self._find_inside(hit, victim) if plan.signal == "KILL" and hit and running else None,
+        }
+
+    def _find_inside(self, stage: Process, victim: Process) -> str | None:
+        """What the kill interrupted, seen when the dead can change nothing more: a folder of a checkpoint that has not got its
+        name, or a result that nobody has published."""
+        if victim.pid not in (stage.pid, stage.supervisor):
+            return None
+        if not wait_until(lambda: is_dead(stage.pid) and is_dead(victim.pid), DEATH_SECONDS, every=0.005):
+            return None
+        if list_parts(stage.attempt):
+            return WRITE
+        unpublished = (stage.attempt / "result.json").exists() and is_running(self._engine, stage.attempt)
+        return PUBLICATION if unpublished and victim.kind == "worker" else None
+
+
+def list_parts(attempt: Path) -> list[Path]:
+    return list((attempt / "out" / "checkpoints").glob(".part-*"))
+
+
+def describe_phase(stage: Process) -> str:
+    """The stage, and in training the step: the last that was reported."""
+    name = stage.attempt.parent.name
+    if name != "train":
+        return name
+    try:
+        lines = (stage.attempt / "events.jsonl").read_bytes().rpartition(b"\n")[0].splitlines()
+    except FileNotFoundError:
+        lines = []
+    steps = [step for line in lines[-6:] if (step := json.loads(line).get("step")) is not None]
+    return f"train, step {steps[-1]}" if steps else "train, loading"
