@@ -1,11 +1,12 @@
 """A worker: `python -m worker.main --queues gpu`. One process, one stage at a time, each stage in a process of its own.
 
-Asked to leave (TERM, INT, QUIT), it lets its stage save, gives the run back and goes. Asked again, it hurries.
+Asked to leave (TERM, INT, QUIT, HUP), it lets its stage save, gives the run back and goes. Asked again, it hurries.
 """
 
 import logging
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -38,31 +39,46 @@ def main() -> None:
     celery = make_queue(settings.service.broker)
     add_tasks(celery, runner)
     listen_for_signals(runner.stop)
-    worker_ready.connect(make_ready(runner.stop, settings.queues), weak=False)
+    worker_ready.connect(make_ready(settings.queues), weak=False)
     with presence(runner.storage, worker.id):
         if settings.queues != ["notify"]:
             take_over(engine, runner.storage)
         heartbeat.start()
         try:
-            celery.Worker(queues=settings.queues, hostname=f"{worker.id}@{worker.host}", quiet=True, **ALONE).start()
+            consumer = without_signals(celery.Worker)
+            consumer(queues=settings.queues, hostname=f"{worker.id}@{worker.host}", quiet=True, **ALONE).start()
         finally:
             heartbeat.stop()
 
 
 def listen_for_signals(stop: StopRequest) -> None:
-    def leave(*_: Any) -> None:
-        stop.times += 1
+    """HUP comes with a closed terminal, and, beside a TERM, to a worker that was stopped when its parent died: another signal
+    is the same request, the same one again is a new one."""
+    asked: Counter[int] = Counter()
+
+    def leave(number: int, _: Any) -> None:
+        asked[number] += 1
+        stop.times = max(asked.values())
         state.should_stop = 0
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, leave)
 
 
-def make_ready(stop: StopRequest, queues: list[str]) -> Callable[..., None]:
-    """When Celery is ready, its signal handlers give way to ours, and the worker rings for itself: work may be waiting."""
+def without_signals(base: Any) -> Any:
+    """Celery's worker without its signal handlers. At HUP it would start itself anew, and leave the tree that it belongs to."""
+
+    class Consumer(base):
+        def install_platform_tweaks(self, worker: Any) -> None:
+            pass
+
+    return Consumer
+
+
+def make_ready(queues: list[str]) -> Callable[..., None]:
+    """When Celery is ready, the worker rings for itself: work may be waiting."""
 
     def ready(**_: Any) -> None:
-        listen_for_signals(stop)
         for queue in queues:
             send_ring(queue)
 

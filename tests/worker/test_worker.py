@@ -118,9 +118,10 @@ def test_a_worker_that_is_told_to_leave_goes_in_order(supervised: Supervised, st
     assert list_workers(supervised) == []
 
 
-def test_an_idle_worker_leaves_at_once(supervised: Supervised, start_worker: StartWorker) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_idle_worker_leaves_at_once(supervised: Supervised, start_worker: StartWorker, number: signal.Signals) -> None:
     worker = start_worker("notify")
     wait_until(lambda: list_workers(supervised))
-    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, number)
     assert worker.wait(10) == 0
     assert list_workers(supervised) == []
