@@ -1,6 +1,6 @@
 """The second pass over a data set: the chosen rows become documents."""
 
-import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,28 +8,39 @@ from typing import Any
 import numpy as np
 
 from worker.data.formats.turns import Preference
-from worker.data.long_rows import Losses, fit
+from worker.data.long_rows import Fitted, fit
 from worker.data.masks import Encoder
-from worker.data.plan import Document
+from worker.data.progress import Pulse
 from worker.data.rows import Refusal, RowRefused
-from worker.data.surveys import Choice, Usable
+from worker.data.spool import Spool
+from worker.data.surveys import LISTED_LINES, LISTED_REFUSALS, Usable
 
-BATCH_ROWS = 512
-PROGRESS_SECONDS = 2.0
+BATCH_ROWS = 256
+TRAINING, VALIDATION = 1, 2
+"""The sides that a row can be on; 0 is neither."""
 
 
 @dataclass
 class Encoding:
-    """Encodes the rows that it is given, in batches. `rows` counts those that gave a document."""
+    """Encodes the rows that it is given, in batches, into `documents`.
+
+    `counts` has, in rows: `used` (they gave a document), `split`, `cut`, `dropped`, `unrolled` (written as several documents by
+    their template) and each refusal's code; and `tokens_lost`. `lines` are the first LISTED_LINES of each.
+    """
 
     encoder: Encoder
     max_seq_length: int
     policy: str
-    documents: list[Document] = field(default_factory=list)
-    rows: int = 0
-    losses: Losses = field(default_factory=Losses)
+    documents: Spool
     refusals: list[Refusal] = field(default_factory=list)
+    refused_by_code: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: dict[str, list[int]] = field(default_factory=dict)
     _waiting: list[Usable] = field(default_factory=list)
+
+    @property
+    def refused(self) -> int:
+        return self.refused_by_code.total()
 
     def add(self, row: Usable) -> None:
         self._waiting.append(row)
@@ -38,35 +49,47 @@ class Encoding:
 
     def flush(self) -> None:
         samples = [row.sample for row in self._waiting]
-        results = fit(samples, self.encoder, max_seq_length=self.max_seq_length, policy=self.policy, losses=self.losses)
+        results = fit(samples, self.encoder, max_seq_length=self.max_seq_length, policy=self.policy)
         for row, result in zip(self._waiting, results, strict=True):
             if isinstance(result, RowRefused):
-                self.refusals.append(result.at(row.line))
+                self._refuse(result.at(row.line))
             else:
-                self.documents.extend(result)
-                self.rows += bool(result)
+                self._keep(result, row.line)
         self._waiting.clear()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refused_by_code[refusal.code] += 1
+        if len(self.refusals) < LISTED_REFUSALS:
+            self.refusals.append(refusal)
+
+    def _keep(self, fitted: Fitted, line: int) -> None:
+        self.documents.extend(fitted.documents)
+        self.counts["tokens_lost"] += fitted.tokens_lost
+        what = {"used": fitted.documents, "dropped": not fitted.documents, "split": fitted.split, "cut": fitted.cut}
+        for name, happened in (what | {"unrolled": fitted.unrolled}).items():
+            if happened:
+                self.counts[name] += 1
+                lines = self.lines.setdefault(name, [])
+                if len(lines) < LISTED_LINES:
+                    lines.append(line)
 
 
 def encode_rows(
-    rows: Iterable[Usable | Refusal], choice: Choice, training: Encoding, validation: Encoding, *, prompts: int, report: Any
+    rows: Iterable[Usable | Refusal], sides: np.ndarray, training: Encoding, validation: Encoding, *, prompts: int, report: Any
 ) -> list[dict[str, Any]]:
-    """Adds the chosen rows to their side. Gives up to `prompts` of the held-out ones, see `question_of`."""
-    sides = np.zeros(1 + max((int(numbers[-1]) for numbers in choice[:2] if len(numbers)), default=-1), dtype=np.uint8)
-    sides[choice.training], sides[choice.validation] = 1, 2
+    """Adds the rows to their sides; `sides` is uint8 [usable rows]. Gives up to `prompts` of the held-out ones, see
+    `question_of`."""
     questions: list[dict[str, Any]] = []
-    spoken = time.monotonic()
+    pulse = Pulse(report, "Tokenising", len(sides))
     usable = (row for row in rows if isinstance(row, Usable))
     for number, (row, side) in enumerate(zip(usable, sides.tolist(), strict=False)):
-        if side == 1:
+        if side == TRAINING:
             training.add(row)
-        elif side == 2:
+        elif side == VALIDATION:
             validation.add(row)
             if len(questions) < prompts and (question := question_of(row, validation)):
                 questions.append(question)
-        if time.monotonic() - spoken > PROGRESS_SECONDS:
-            spoken = time.monotonic()
-            report("progress", message=f"Tokenising: {number + 1} of {len(sides)} rows")
+        pulse.beat(number + 1)
     training.flush()
     validation.flush()
     return questions

@@ -1,51 +1,57 @@
 """What happens to samples that have more tokens than a row: split at a turn, cut, or dropped. Never without a count."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from worker.data.formats import Sample
 from worker.data.formats.turns import Conversation, Preference, Turn
 from worker.data.masks import Encoded, Encoder
-from worker.data.plan import Document
 from worker.data.rows import RowRefused
+from worker.data.spool import Document
 
 
-@dataclass
-class Losses:
-    """How many samples became several documents, lost their end, or were left out whole, and the tokens that went with it."""
+class Fitted(NamedTuple):
+    """A sample's documents, none for one that was dropped, and what happened to it: parted at a turn, robbed of its end, or
+    written as several documents by its template; and how many tokens are lost."""
 
-    split: int = 0
-    cut: int = 0
-    dropped: int = 0
+    documents: list[Document]
+    split: bool = False
+    cut: bool = False
+    unrolled: bool = False
     tokens_lost: int = 0
 
 
-def fit(
-    samples: Sequence[Sample], encoder: Encoder, *, max_seq_length: int, policy: str, losses: Losses
-) -> list[list[Document] | RowRefused]:
-    """The documents of each sample, none longer than `max_seq_length`; an empty list for one that was dropped.
+def fit(samples: Sequence[Sample], encoder: Encoder, *, max_seq_length: int, policy: str) -> list[Fitted | RowRefused]:
+    """The documents of each sample, none longer than `max_seq_length`.
 
     `policy` `split` parts a conversation between an answer and the next question, each part with the system turn, and a text
     where a row is full; a single exchange or a preference that is too long is cut. `cut` keeps the start, `drop` nothing.
     """
-    results: list[list[Document] | RowRefused] = []
-    for sample, encoded in zip(samples, encoder.encode(samples), strict=True):
-        if isinstance(encoded, RowRefused):
-            results.append(encoded)
-        elif fits(encoded, max_seq_length):
-            results.append([Document(*document[:2]) for document in encoded])
-        elif policy == "drop":
-            losses.dropped += 1
-            losses.tokens_lost += count_tokens(encoded)
-            results.append([])
-        else:
-            pieces = split(sample, encoded, encoder, max_seq_length) if policy == "split" else encoded
-            documents = cut(pieces, max_seq_length)
-            if isinstance(sample, Preference) and len(documents) < len(pieces):
-                documents = []
-            count_losses(losses, pieces, documents, was_split=len(pieces) > len(encoded))
-            results.append(documents)
-    return results
+    return [
+        encoded if isinstance(encoded, RowRefused) else fit_one(sample, encoded, encoder, max_seq_length, policy)
+        for sample, encoded in zip(samples, encoder.encode(samples), strict=True)
+    ]
+
+
+def fit_one(sample: Sample, encoded: list[Encoded], encoder: Encoder, max_seq_length: int, policy: str) -> Fitted:
+    unrolled = len(encoded) > 1 and not isinstance(sample, Preference)
+    if fits(encoded, max_seq_length):
+        return Fitted([Document(*document[:2]) for document in encoded], unrolled=unrolled)
+    if policy == "drop":
+        return Fitted([], tokens_lost=count_tokens(encoded))
+    parts = split(sample, encoded, encoder, max_seq_length) if policy == "split" else None
+    pieces = parts or encoded
+    documents = cut(pieces, max_seq_length)
+    if isinstance(sample, Preference) and len(documents) < len(pieces):
+        documents = []
+    lost = count_tokens(pieces) - count_tokens(documents)
+    return Fitted(
+        documents,
+        split=parts is not None and bool(documents),
+        cut=bool(documents) and lost > 0,
+        unrolled=unrolled,
+        tokens_lost=lost,
+    )
 
 
 def fits(encoded: list[Encoded], max_seq_length: int) -> bool:
@@ -56,15 +62,16 @@ def count_tokens(documents: Sequence[Encoded | Document]) -> int:
     return sum(len(document.input_ids) for document in documents)
 
 
-def split(sample: Sample, encoded: list[Encoded], encoder: Encoder, max_seq_length: int) -> list[Encoded]:
+def split(sample: Sample, encoded: list[Encoded], encoder: Encoder, max_seq_length: int) -> list[Encoded] | None:
+    """The parts; None where there is no place to part it."""
     if isinstance(sample, Preference):
-        return encoded
+        return None
     if isinstance(sample, str):
         [whole] = encoded
         starts = range(0, len(whole.input_ids), max_seq_length)
         slices = [slice(start, start + max_seq_length) for start in starts]
         return [Encoded(whole.input_ids[piece], whole.trained[piece]) for piece in slices]
-    return split_turns(sample, encoded, encoder, max_seq_length) or encoded
+    return split_turns(sample, encoded, encoder, max_seq_length)
 
 
 def split_turns(conversation: Conversation, encoded: list[Encoded], encoder: Encoder, room: int) -> list[Encoded] | None:
@@ -143,11 +150,3 @@ def cut(pieces: list[Encoded], max_seq_length: int) -> list[Document]:
         for piece in pieces
         if piece.trained[1:max_seq_length].any()
     ]
-
-
-def count_losses(losses: Losses, pieces: list[Encoded], documents: list[Document], *, was_split: bool) -> None:
-    lost = count_tokens(pieces) - count_tokens(documents)
-    losses.tokens_lost += lost
-    losses.dropped += not documents
-    losses.cut += bool(documents) and lost > 0
-    losses.split += bool(documents) and was_split

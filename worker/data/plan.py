@@ -6,6 +6,9 @@
     document_offsets.npy    int64 [documents + 1]    in tokens: document d is tokens offsets[d]..offsets[d + 1]
     row_offsets.npy         int64 [rows + 1]         in documents: row r is documents offsets[r]..offsets[r + 1]
 
+A plan of preferences (`pairs`) has two documents a row, the chosen answer's and the rejected one's: they begin with the same
+tokens, those of the prompt, and their masks are on the answers.
+
 The order of an epoch follows from the seed alone, so the number of rows consumed is all that a resume needs.
 """
 
@@ -19,18 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worker.data.packing import pack
+from worker.data.spool import Document, Spool
+
+__all__ = ["Document", "Plan", "Row", "write_plan"]
 
 VERSION = 1
 ARRAYS = ("input_ids", "trained", "document_offsets", "row_offsets")
 IGNORED = -100
 """The label that the loss leaves out."""
-
-
-class Document(NamedTuple):
-    """One conversation, or one piece of a long one. Both arrays have the same length."""
-
-    input_ids: Sequence[int] | np.ndarray
-    trained: Sequence[bool] | np.ndarray
 
 
 class Row(NamedTuple):
@@ -42,47 +41,70 @@ class Row(NamedTuple):
     position_ids: np.ndarray
 
 
-def write_plan(folder: Path, documents: Sequence[Document], *, max_seq_length: int, packing: bool, seed: int) -> dict[str, Any]:
+def write_plan(
+    folder: Path, documents: Spool, *, max_seq_length: int, packing: bool, seed: int, pairs: bool = False
+) -> dict[str, Any]:
     """Packs the documents into rows of at most `max_seq_length` tokens and writes the plan to `folder`, which is created.
 
-    Without `packing` each document is a row of its own, in the given order. The first token of a document is never trained:
-    nothing before it predicts it. Returns {version, rows, documents, tokens, trained_tokens, max_seq_length, packing, seed,
-    sha256}. The same documents and options give the same bytes. ValueError for an empty or too long document.
+    Without `packing` each document is a row of its own, in the given order. With `pairs` each two documents are a row, the
+    chosen one and the rejected one: a preference, at most twice as long. The first token of a document is never trained:
+    nothing before it predicts it. Returns {version, rows, documents, tokens, trained_tokens, max_seq_length, packing, pairs,
+    seed, sha256}. The same documents and options give the same bytes. ValueError for an empty or too long document.
     """
-    lengths = np.fromiter((len(document.input_ids) for document in documents), dtype=np.int64, count=len(documents))
+    lengths = np.frombuffer(documents.lengths, dtype=np.int64) if len(documents) else np.empty(0, dtype=np.int64)
     if len(lengths) and (lengths.min() < 1 or lengths.max() > max_seq_length):
         raise ValueError(f"documents must have 1 to {max_seq_length} tokens")
-    rows = pack(lengths, max_seq_length) if packing else [[index] for index in range(len(documents))]
+    rows = share_rows(lengths, max_seq_length, packing=packing, pairs=pairs)
     order = [index for row in rows for index in row]
     document_offsets = offsets_of(lengths[order])
-    arrays = {
-        "input_ids": np.empty(document_offsets[-1], dtype=np.int32),
-        "trained": np.empty(document_offsets[-1], dtype=np.bool_),
-        "document_offsets": document_offsets,
-        "row_offsets": offsets_of([len(row) for row in rows]),
-    }
-    for index, start, end in zip(order, document_offsets[:-1].tolist(), document_offsets[1:].tolist(), strict=True):
-        arrays["input_ids"][start:end] = documents[index].input_ids
-        arrays["trained"][start:end] = documents[index].trained
-        arrays["trained"][start] = False
     folder.mkdir(parents=True)
-    digest = hashlib.sha256()
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", arrays[name], allow_pickle=False)
-        digest.update(arrays[name].data)
+    write_tokens(folder, documents, lengths, order, document_offsets)
+    np.save(folder / "document_offsets.npy", document_offsets, allow_pickle=False)
+    np.save(folder / "row_offsets.npy", offsets_of([len(row) for row in rows]), allow_pickle=False)
     facts = {
         "version": VERSION,
         "rows": len(rows),
         "documents": len(documents),
-        "tokens": len(arrays["input_ids"]),
-        "trained_tokens": int(arrays["trained"].sum()),
+        "tokens": int(document_offsets[-1]),
+        "trained_tokens": documents.trained_tokens,
         "max_seq_length": max_seq_length,
-        "packing": packing,
+        "packing": packing and not pairs,
+        "pairs": pairs,
         "seed": seed,
-        "sha256": digest.hexdigest(),
+        "sha256": hash_arrays(folder),
     }
     (folder / "plan.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts
+
+
+def share_rows(lengths: np.ndarray, max_seq_length: int, *, packing: bool, pairs: bool) -> list[list[int]]:
+    """The documents' indices by row."""
+    if pairs:
+        return [[index, index + 1] for index in range(0, len(lengths), 2)]
+    return pack(lengths, max_seq_length) if packing else [[index] for index in range(len(lengths))]
+
+
+def write_tokens(folder: Path, documents: Spool, lengths: np.ndarray, order: list[int], offsets: np.ndarray) -> None:
+    """Copies the documents from where they came to where they belong, both mapped."""
+    sources = offsets_of(lengths)[:-1][order].tolist()
+    places = list(zip(sources, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
+    for name, values in zip(ARRAYS[:2], documents.read(), strict=True):
+        if not len(values):
+            np.save(folder / f"{name}.npy", values, allow_pickle=False)
+            continue
+        target = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=values.shape)
+        for source, start, end in places:
+            target[start:end] = values[source : source + end - start]
+        if name == "trained":
+            target[offsets[:-1]] = False
+        target.flush()
+
+
+def hash_arrays(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        digest.update(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).data)
+    return digest.hexdigest()
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -4,17 +4,21 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from app.jobs.states import FailureCode
 from worker.data.formats import DETECTION_ROWS, Sample, detect, digest_of, normalise_row, texts_of
+from worker.data.progress import Pulse
 from worker.data.rows import Refusal, Row, RowRefused
 from worker.stages import StageFailure
 
 LISTED_REFUSALS = 100
+LISTED_LINES = 20
+KEY = np.dtype([("high", np.uint64), ("low", np.uint64)])
 HEAD_ROWS = 10_000
 """The form is told from the first rows that can be read, and those are sought among this many."""
 
@@ -29,7 +33,7 @@ class Usable(NamedTuple):
 @dataclass
 class Survey:
     """`refusals` are the first LISTED_REFUSALS, `refused_by_code` counts all. Of each usable row, in file order: the 16 bytes
-    of its digest, its number of turns (1 for a text) and of characters."""
+    of its digest, its line, its number of turns (1 for a text) and of characters."""
 
     form: str
     columns: list[str]
@@ -37,6 +41,7 @@ class Survey:
     refusals: list[Refusal] = field(default_factory=list)
     refused_by_code: Counter[str] = field(default_factory=Counter)
     digests: bytearray = field(default_factory=bytearray)
+    lines: array = field(default_factory=lambda: array("Q"))
     turns: array = field(default_factory=lambda: array("Q"))
     characters: array = field(default_factory=lambda: array("Q"))
 
@@ -48,18 +53,19 @@ class Survey:
     def usable(self) -> int:
         return self.rows - self.refused
 
-    @property
-    def duplicates(self) -> int:
-        """Usable rows that equal an earlier one."""
-        return self.usable - len(np.unique(self.keys(), axis=0))
+    @cached_property
+    def duplicates(self) -> np.ndarray:
+        """The lines of usable rows that equal an earlier one, ascending."""
+        _, first = np.unique(self.keys(), return_index=True)
+        return np.delete(np.array(self.lines, dtype=np.int64), first)
 
     def keys(self) -> np.ndarray:
-        """The digests as uint64 [usable, 2]."""
-        return np.frombuffer(bytes(self.digests), dtype=np.uint64).reshape(-1, 2)
+        """The digests, KEY [usable]."""
+        return np.frombuffer(bytes(self.digests), dtype=KEY)
 
 
-def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int) -> Survey:
-    """Reads every row once. `form` may be `auto`; `seed` goes into the digests.
+def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int, report: Any = None) -> Survey:
+    """Reads every row once. `form` may be `auto`; `seed` goes into the digests; `report` is told how far it is.
 
     StageFailure dataset_invalid if no row can be read or their form is not known.
     """
@@ -73,8 +79,11 @@ def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int) -> Survey:
         raise StageFailure(FailureCode.DATASET_INVALID, message, hint="Write one JSON object a line.")
     columns = dict.fromkeys(str(name) for fields in readable for name in fields)
     found = Survey(detect(readable) if form == "auto" else form, list(columns))
+    pulse = Pulse(report, "Reading the data set") if report else None
     for item in normalise(chain(head, iterator), found.form):
         found.rows += 1
+        if pulse:
+            pulse.beat(found.rows)
         if isinstance(item, Refusal):
             found.refused_by_code[item.code] += 1
             if len(found.refusals) < LISTED_REFUSALS:
@@ -82,6 +91,7 @@ def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int) -> Survey:
         else:
             texts = texts_of(item.sample)
             found.digests += digest_of(item.sample, seed)
+            found.lines.append(item.line)
             found.turns.append(len(texts))
             found.characters.append(sum(map(len, texts)))
     return found
@@ -120,27 +130,36 @@ def name_lines(refusals: Sequence[Refusal], count: int | None = None, listed: in
 
 class Choice(NamedTuple):
     """Which of the usable rows, counted from 0 in file order, are trained on and which are held out: int64, ascending.
-    `left_out` rows could have been trained on, but equal a held-out one."""
+    `leaked` are the lines of those that could have been trained on, but equal a held-out one: they are left out."""
 
     training: np.ndarray
     validation: np.ndarray
-    left_out: int
+    leaked: np.ndarray
 
 
-def choose(found: Survey, *, max_samples: int | None, validation_fraction: float) -> Choice:
+def choose(found: Survey, *, max_samples: int | None, validation_fraction: float, held_out: Survey | None = None) -> Choice:
     """The rows with the lowest digests: held-out rows first, then training rows.
 
     So the choice hangs on the content and the survey's seed alone, and equal rows never lie on both sides. The fraction is of
-    the rows asked for; held-out rows are taken beside them as long as there are any.
+    the rows asked for; held-out rows are taken beside them as long as there are any. `held_out` is a survey, by the same seed,
+    of rows that are held out already.
     """
     keys = found.keys()
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    order = np.lexsort((keys["low"], keys["high"]))
     asked = min(max_samples or found.usable, found.usable)
-    held_out = round(validation_fraction * asked)
+    count = round(validation_fraction * asked)
     if validation_fraction and found.usable > 1:
-        held_out = max(1, held_out)
-    start = held_out
-    while held_out and start < found.usable and (keys[order[start]] == keys[order[held_out - 1]]).all():
-        start += 1
-    training = order[start : start + asked]
-    return Choice(np.sort(training), np.sort(order[:held_out]), start - held_out)
+        count = max(1, count)
+    taken = keys[order[:count]] if held_out is None else held_out.keys()
+    rest = order[count:]
+    leaks = equal_any(keys[rest], taken)
+    lines = np.array(found.lines, dtype=np.int64)[rest[leaks]]
+    return Choice(np.sort(rest[~leaks][:asked]), np.sort(order[:count]), np.sort(lines))
+
+
+def equal_any(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """bool [keys]: whether the key is one of the others."""
+    if not len(others):
+        return np.zeros(len(keys), dtype=np.bool_)
+    _, numbers = np.unique(np.concatenate([keys, others]), return_inverse=True)
+    return np.isin(numbers[: len(keys)], numbers[len(keys) :])

@@ -75,6 +75,11 @@ class Inputs:
     """The uploaded data set."""
     filename: str | None = None
     """Its name as uploaded: the ending tells its container format."""
+    validation_file: Path | None = None
+    """The uploaded rows that are held out, if the spec names a file of them."""
+    validation_filename: str | None = None
+    row: int | None = None
+    """Which row of the file to preview, from 0."""
     folders: dict[str, Path] = field(default_factory=dict)
     """By stage name."""
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -106,6 +111,7 @@ class Inputs:
                 "models_dir": path(data["models_dir"]),
                 "converter_dir": Path(data["converter_dir"]),
                 "file": path(data["file"]),
+                "validation_file": path(data["validation_file"]),
                 "folders": {stage: Path(folder) for stage, folder in data["folders"].items()},
                 "earlier": [Path(folder) for folder in data["earlier"]],
                 "secrets": secrets,

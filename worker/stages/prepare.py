@@ -1,94 +1,78 @@
 """The first stage of a job: the base model at hand, the rows chosen, tokenised and packed, before any GPU is claimed.
 
-out/plan/           what is trained on, see worker.data.plan
-out/validation/     the same for the held-out rows, if there are any, and
-    samples.jsonl   held-out prompts: {"prompt_ids", "prompt", "question", "reference", "stop_token_ids"} a line
+out/plan/               what is trained on, see worker.data.plan
+out/validation/         the same for the held-out rows, if there are any, and
+    samples.jsonl       held-out prompts: {"prompt_ids", "prompt", "question", "reference", "stop_token_ids"} a line
+out/chat_template.jinja the template, if the base model had none: it is published with the model
 """
 
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from worker.data.base_models import BaseModel, fetch, is_commit
-from worker.data.encoding import Encoding, encode_rows
-from worker.data.masks import Encoder
-from worker.data.plan import Document, write_plan
-from worker.data.readers import read_rows
-from worker.data.rows import Refusal, Row
-from worker.data.surveys import Survey, choose, name_lines, normalise, survey
-from worker.data.tokenizer import eos_token_ids, load_tokenizer, read_json
+from worker.data.encoded_sets import EncodedSet, encode_set
+from worker.data.plan import write_plan
+from worker.data.rows import Refusal
+from worker.data.surveys import Survey, name_lines
+from worker.data.token_reports import LOW_TRAINED_SHARE, report_tokens
+from worker.data.tokenizer import read_json
 from worker.stages import Inputs, Outcome, Report, StageFailure
-
-LOW_TRAINED_SHARE = 0.01
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """`values`: base_model {name, revision}, counts (the contract's `data` and more), plan_sha256, validation (whether there
-    is a validation plan), format, chat_template."""
+    is a validation plan), format, chat_template, report (see worker.data.token_reports)."""
     token = inputs.secret(spec.hub_token)
     places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
     model = fetch(spec.base_model, spec.revision, **places, token=token, ask_access=True, report=report)
     if is_commit(model.revision):
         report("resolved", spec={"revision": model.revision})
-    read = open_rows(spec, inputs, token, report)
-    report("progress", message="Reading the data set")
-    found = survey(read(), form=spec.dataset.format, seed=spec.dataset.seed)
-    report("resolved", spec={"dataset": {"format": found.form}})
-    require_rows(found, spec)
 
-    choice = choose(found, max_samples=spec.dataset.max_samples, validation_fraction=spec.dataset.validation_fraction)
-    encoder = make_encoder(model, spec)
-    training, validation = (Encoding(encoder, spec.training.max_seq_length, spec.dataset.long_rows) for _ in range(2))
-    report("progress", message=f"Tokenising {len(choice.training) + len(choice.validation)} rows")
-    rows = normalise(read(), found.form)
-    questions = encode_rows(rows, choice, training, validation, prompts=spec.evaluation.samples, report=report)
-    require_documents(training, found, spec)
-    require_context(training.documents + validation.documents, model, spec)
+    def check(found: Survey) -> None:
+        report("resolved", spec={"dataset": {"format": found.form}})
+        require_rows(found, spec)
 
-    plan = write_plans(spec, out, training, validation, questions, encoder)
-    counts = count(found, training, plan)
+    encoded = encode_set(spec, inputs, model, report, spools=out, on_survey=check)
+    require_documents(encoded, spec)
+    require_context(encoded, model, spec)
+
+    report("progress", message=f"Packing {len(encoded.training.documents)} documents")
+    plan = write_plans(spec, out, encoded)
+    facts = report_tokens(encoded.found, encoded.choice, encoded.training, encoded.validation, packing=spec.training.packing)
+    require_share(facts, spec)
+    counts = count(facts, plan)
     report("data", **counts)
-    for code, message in warnings_of(spec, found, choice.left_out, training, encoder, plan):
+    for code, message in warnings_of(spec, facts, encoded):
         report("warning", code=code, message=message)
-    losses = {f"rows_{name}": number for name, number in vars(training.losses).items() if name != "tokens_lost"}
+    losses = {key: facts[key] for key in ("rows_split", "rows_dropped", "rows_unrolled", "duplicates", "rows_leaked")}
     return Outcome(
         {
             "base_model": {"name": model.name, "revision": model.revision},
-            "counts": losses | counts | {"validation_rows": validation.rows, "duplicates": found.duplicates},
+            "counts": losses | counts | {"validation_rows": encoded.validation.counts["used"]},
             "plan_sha256": plan["sha256"],
-            "validation": bool(validation.documents),
-            "format": found.form,
-            "chat_template": encoder.facts(),
+            "validation": bool(len(encoded.validation.documents)),
+            "format": encoded.found.form,
+            "chat_template": facts["chat_template"],
+            "report": facts,
         }
     )
 
 
-def make_encoder(model: BaseModel, spec: JobSpec) -> Encoder:
-    tokenizer = load_tokenizer(model.path)
-    eos = eos_token_ids(model.path, tokenizer)
-    return Encoder(tokenizer, assistant_only=spec.training.assistant_only_loss, eos_token_ids=eos)
-
-
-def open_rows(spec: JobSpec, inputs: Inputs, token: str | None, report: Report) -> Callable[[], Iterator[Row | Refusal]]:
-    """A function that reads the data set from its start each time."""
-    if spec.dataset.hub is None:
-        assert inputs.file is not None
-        return partial(read_rows, inputs.file, inputs.filename)
-    from worker.data.hub_datasets import open_hub_dataset
-
-    read, commit = open_hub_dataset(spec.dataset.hub, cache_dir=inputs.cache_dir, token=token, report=report)
-    report("resolved", spec={"dataset": {"hub": {"revision": commit}}})
-    return read
-
-
 def require_rows(found: Survey, spec: JobSpec) -> None:
-    """StageFailure dataset_invalid when too many rows are refused, or all of them."""
+    """StageFailure dataset_invalid when too many rows are refused, or all of them, or they are not what the method learns."""
     if found.refused and (found.refused > spec.dataset.max_refused or not found.usable):
         raise refused_rows(found.refusals, found.refused, found.rows)
+    if (found.form == "preference") != (spec.method == "dpo"):
+        wanted = "two answers to one prompt, chosen and rejected" if spec.method == "dpo" else "answers, not preferences"
+        message = f"The rows are {found.form}, but the method {spec.method} learns from {wanted}."
+        patch = {"method": "dpo"} if found.form == "preference" else {"method": "sft"}
+        raise StageFailure(
+            FailureCode.INVALID_SPEC, message, hint="Change the method or the data set.", param="method", patch=patch
+        )
 
 
 def refused_rows(refusals: list[Refusal], refused: int, rows: int) -> StageFailure:
@@ -98,20 +82,22 @@ def refused_rows(refusals: list[Refusal], refused: int, rows: int) -> StageFailu
     return StageFailure(FailureCode.DATASET_INVALID, message, hint=hint, param="dataset.max_refused", patch=patch)
 
 
-def require_documents(training: Encoding, found: Survey, spec: JobSpec) -> None:
-    refused = found.refused + len(training.refusals)
-    if training.refusals and (refused > spec.dataset.max_refused or not training.documents):
-        raise refused_rows(found.refusals + training.refusals, refused, found.rows)
-    if not training.documents:
+def require_documents(encoded: EncodedSet, spec: JobSpec) -> None:
+    found, training = encoded.found, encoded.training
+    refused = found.refused + training.refused + encoded.validation.refused
+    refusals = [*found.refusals, *training.refusals, *encoded.validation.refusals]
+    if refused > found.refused and (refused > spec.dataset.max_refused or not len(training.documents)):
+        raise refused_rows(refusals, refused, found.rows)
+    if not len(training.documents):
         message = f"None of the {found.usable} rows has a trained token within {spec.training.max_seq_length} tokens."
         hint = "Raise training.max_seq_length, or set dataset.long_rows to split."
         raise StageFailure(FailureCode.DATASET_INVALID, message, hint=hint, param="training.max_seq_length")
 
 
-def require_context(documents: list[Document], model: BaseModel, spec: JobSpec) -> None:
+def require_context(encoded: EncodedSet, model: BaseModel, spec: JobSpec) -> None:
     """StageFailure invalid_spec when a document is longer than what the model was made for."""
     context = read_json(model.path / "config.json").get("max_position_embeddings")
-    longest = max(len(document.input_ids) for document in documents)
+    longest = max([*encoded.training.documents.lengths, *encoded.validation.documents.lengths])
     if context is not None and longest > context:
         message = f"A row has {longest} tokens, but {model.name} reads at most {context}."
         patch = {"training": {"max_seq_length": context}}
@@ -119,55 +105,76 @@ def require_context(documents: list[Document], model: BaseModel, spec: JobSpec) 
         raise StageFailure(FailureCode.INVALID_SPEC, message, hint=hint, param="training.max_seq_length", patch=patch)
 
 
-def write_plans(
-    spec: JobSpec, out: Path, training: Encoding, validation: Encoding, questions: list[dict[str, Any]], encoder: Encoder
-) -> dict[str, Any]:
+def require_share(facts: dict[str, Any], spec: JobSpec) -> None:
+    """StageFailure dataset_invalid when hardly any token would be trained: the GPU's time would go into prompts."""
+    if facts["trained_tokens"] >= LOW_TRAINED_SHARE * facts["tokens"]:
+        return
+    message = f"Only {facts['trained_tokens']} of {facts['tokens']} tokens would be trained, less than {LOW_TRAINED_SHARE:.0%}."
+    hint = "Look at GET /v1/files/{id}/preview: the answers are very short, or not where they should be."
+    patch = {"training": {"assistant_only_loss": False}} if spec.training.assistant_only_loss else None
+    raise StageFailure(FailureCode.DATASET_INVALID, message, hint=hint, param="training.assistant_only_loss", patch=patch)
+
+
+def write_plans(spec: JobSpec, out: Path, encoded: EncodedSet) -> dict[str, Any]:
     """The facts of the training plan."""
     options: dict[str, Any] = {
         "max_seq_length": spec.training.max_seq_length,
         "packing": spec.training.packing,
         "seed": spec.training.seed,
+        "pairs": encoded.found.form == "preference",
     }
-    if validation.documents:
-        write_plan(out / "validation", validation.documents, **options)
-        stops = sorted(encoder.stop_token_ids)
-        lines = [json.dumps(question | {"stop_token_ids": stops}, ensure_ascii=False) + "\n" for question in questions]
+    training, validation = encoded.training.documents, encoded.validation.documents
+    if len(validation):
+        write_plan(out / "validation", validation, **options)
+        stops = sorted(encoded.training.encoder.stop_token_ids)
+        lines = [json.dumps(question | {"stop_token_ids": stops}, ensure_ascii=False) + "\n" for question in encoded.questions]
         (out / "validation" / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    return write_plan(out / "plan", training.documents, **options)
+    plan = write_plan(out / "plan", training, **options)
+    for spool in (training, validation):
+        spool.remove()
+    template = encoded.training.encoder.template
+    if template.source == "default" and encoded.found.form != "text":
+        (out / "chat_template.jinja").write_text(template.text, encoding="utf-8")
+    return plan
 
 
-def count(found: Survey, training: Encoding, plan: dict[str, Any]) -> dict[str, int]:
+def count(facts: dict[str, Any], plan: dict[str, Any]) -> dict[str, int]:
     """The contract's `data`."""
     return {
-        "rows": training.rows,
-        "rows_refused": found.refused + len(training.refusals),
+        "rows": facts["rows_used"],
+        "rows_refused": facts["rows_refused"],
         "tokens": plan["tokens"],
         "trained_tokens": plan["trained_tokens"],
-        "rows_cut": training.losses.cut,
+        "rows_cut": facts["rows_cut"],
         "packed_rows": plan["rows"],
     }
 
 
-def warnings_of(
-    spec: JobSpec, found: Survey, left_out: int, training: Encoding, encoder: Encoder, plan: dict[str, Any]
-) -> Iterator[tuple[str, str]]:
-    losses, length = training.losses, spec.training.max_seq_length
-    if refused := found.refused + len(training.refusals):
-        yield "rows_refused", f"{refused} rows are left out. {name_lines(found.refusals + training.refusals, refused)}"
-    if losses.cut:
-        yield "rows_cut", f"{losses.cut} rows of more than {length} tokens are cut."
-    if losses.split:
-        yield "rows_split", f"{losses.split} rows of more than {length} tokens are split."
-    if losses.dropped:
-        yield "rows_dropped", f"{losses.dropped} rows of more than {length} tokens are left out."
-    if found.duplicates:
-        yield "duplicate_rows", f"{found.duplicates} rows are equal to another one."
-    if left_out:
-        yield "held_out_rows", f"{left_out} rows are not trained on, because they are equal to held-out rows."
-    if spec.dataset.max_samples and training.rows < spec.dataset.max_samples:
-        yield "fewer_rows", f"max_samples is {spec.dataset.max_samples}, but only {training.rows} rows are trained on."
-    if encoder.unstopped:
+def warnings_of(spec: JobSpec, facts: dict[str, Any], encoded: EncodedSet) -> Iterator[tuple[str, str]]:
+    longer = f"rows of more than {spec.training.max_seq_length} tokens are"
+    if refused := facts["rows_refused"]:
+        refusals = [Refusal(**refusal) for refusal in facts["refusals"]]
+        yield "rows_refused", f"{refused} rows are left out. {name_lines(refusals, refused)}"
+    if facts["rows_cut"]:
+        yield "rows_cut", f"{facts['rows_cut']} {longer} cut. Lines {named(facts['cut_lines'])}."
+    if facts["rows_split"]:
+        yield "rows_split", f"{facts['rows_split']} {longer} split."
+    if facts["rows_dropped"]:
+        yield "rows_dropped", f"{facts['rows_dropped']} {longer} left out. Lines {named(facts['dropped_lines'])}."
+    if facts["rows_unrolled"]:
+        what = "conversations are written as several documents, because the chat template rewrites earlier answers"
+        yield "rows_unrolled", f"{facts['rows_unrolled']} {what}: {facts['documents']} documents in all."
+    if facts["duplicates"]:
+        yield "duplicate_rows", f"{facts['duplicates']} rows are equal to another one. Lines {named(facts['duplicate_lines'])}."
+    if facts["rows_leaked"]:
+        what = "rows are not trained on, because they are equal to held-out rows"
+        yield "held_out_rows", f"{facts['rows_leaked']} {what}. Lines {named(facts['leaked_lines'])}."
+    if spec.dataset.max_samples and facts["rows_used"] < spec.dataset.max_samples:
+        yield "fewer_rows", f"max_samples is {spec.dataset.max_samples}, but only {facts['rows_used']} rows are trained on."
+    if encoded.training.encoder.unstopped:
         message = "The chat template ends answers without a special token; the model may not learn to stop."
         yield "no_stop_token", message
-    if plan["trained_tokens"] < LOW_TRAINED_SHARE * plan["tokens"]:
-        yield "few_trained_tokens", f"Only {plan['trained_tokens']} of {plan['tokens']} tokens are trained."
+
+
+def named(lines: list[int], most: int = 5) -> str:
+    return ", ".join(map(str, lines[:most])) + (" and more" if len(lines) > most else "")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from worker.data.plan import Document, Plan, write_plan
+from worker.data.spool import Spool
 
 
 def documents_of(*lengths):
@@ -10,7 +11,8 @@ def documents_of(*lengths):
 
 
 def write(folder, documents, **options):
-    facts = write_plan(folder, documents, **{"max_seq_length": 8, "packing": True, "seed": 1} | options)
+    spool = Spool.of(folder.with_suffix(".spool"), documents)
+    facts = write_plan(folder, spool, **{"max_seq_length": 8, "packing": True, "seed": 1} | options)
     return facts, Plan.open(folder)
 
 
@@ -78,3 +80,20 @@ def test_rows_outside_the_plan_are_an_index_error(tmp_path):
     for index in (-1, 1):
         with pytest.raises(IndexError):
             plan.row(index)
+
+
+def test_pairs_share_a_row(tmp_path):
+    facts, plan = write(tmp_path / "plan", documents_of(3, 8, 5, 4), pairs=True)
+    assert (facts["pairs"], facts["packing"], facts["rows"], facts["documents"]) == (True, False, 2, 4)
+    first, second = plan.row(0), plan.row(1)
+    assert first.input_ids.tolist() == [*range(100, 103), *range(200, 208)]
+    assert first.position_ids.tolist() == [*range(3), *range(8)]
+    assert second.input_ids.tolist() == [*range(300, 305), *range(400, 404)]
+
+
+def test_documents_are_counted_without_a_folder(tmp_path):
+    spool = Spool.of(None, documents_of(3, 8))
+    assert (len(spool), spool.tokens, spool.trained_tokens, list(spool.lengths)) == (2, 11, 9, [3, 8])
+    kept = Spool.of(tmp_path / "spool", documents_of(3, 8))
+    kept.remove()
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ def look(rows, seed=0):
 
 def choose_values(values, *, seed=0, **options):
     choice = choose(look(texts(*values), seed), **{"max_samples": None, "validation_fraction": 0.0} | options)
-    return [values[number] for number in choice.training], [values[number] for number in choice.validation], choice.left_out
+    return [values[number] for number in choice.training], [values[number] for number in choice.validation], len(choice.leaked)
 
 
 VALUES = [f"text {number}" for number in range(100)]
@@ -29,7 +29,7 @@ def test_a_survey_counts_and_keeps_the_first_refusals():
         Row(204, {"text": ""}),
     ]
     found = look(rows)
-    assert (found.rows, found.usable, found.refused, found.duplicates) == (204, 3, 201, 1)
+    assert (found.rows, found.usable, found.refused, found.duplicates.tolist()) == (204, 3, 201, [2])
     assert found.refused_by_code == {"invalid_json": 200, "empty_text": 1}
     assert len(found.refusals) == LISTED_REFUSALS
     assert (found.form, found.columns, list(found.characters)) == ("text", ["text"], [3, 3, 1])

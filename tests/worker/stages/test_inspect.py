@@ -38,6 +38,7 @@ def test_the_report_tells_what_is_in_the_file(tmp_path):
         "container": "jsonl",
         "columns": ["conversations", "source"],
         "duplicates": 1,
+        "duplicate_lines": [2],
         "turns": {"min": 2, "mean": 2.7, "max": 4},
         "characters": {"min": 7, "mean": 9.3, "max": 14},
     }

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from worker.data.base_models import fetch
 from worker.data.plan import Document, write_plan
+from worker.data.spool import Spool
 from worker.stages import Inputs
 
 pytestmark = [pytest.mark.ml, pytest.mark.timeout(1200)]
@@ -35,8 +36,9 @@ def inputs(tmp_path_factory) -> Inputs:
         return Document(ids, np.arange(len(ids)) >= len(prompt))
 
     options = {"max_seq_length": 128, "packing": True, "seed": 1}
-    write_plan(folder / "prepared" / "plan", [encode(number) for number in range(100, 400)], **options)
-    write_plan(folder / "prepared" / "validation", [encode(number) for number in range(400, 420)], **options)
+    for name, numbers in (("plan", range(100, 400)), ("validation", range(400, 420))):
+        documents = Spool.of(folder / f"{name}.spool", map(encode, numbers))
+        write_plan(folder / "prepared" / name, documents, **options)
     samples = []
     for number in range(400, 416):
         prompt, answer = conversation(number)

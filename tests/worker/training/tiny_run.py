@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from app.jobs.spec import JobSpec
 from worker.data.plan import Document, write_plan
+from worker.data.spool import Spool
 from worker.stages import Inputs, Outcome, Report
 from worker.stages.train import run
 
@@ -53,7 +54,9 @@ def random_documents(count: int, *, seed: int = 0, longest: int = 40) -> list[Do
 
 
 def save_plan(folder: Path, documents: list[Document], *, max_seq_length: int = 64, packing: bool = True) -> Path:
-    write_plan(folder, documents, max_seq_length=max_seq_length, packing=packing, seed=7)
+    write_plan(
+        folder, Spool.of(folder.with_suffix(".spool"), documents), max_seq_length=max_seq_length, packing=packing, seed=7
+    )
     return folder
 
 
