@@ -70,6 +70,16 @@ class Client:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"{job_path(job_id)}/cancel")
 
+    def pause(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"{job_path(job_id)}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"{job_path(job_id)}/resume")
+
+    def retry(self, job_id: str, overrides: dict[str, Any]) -> dict[str, Any]:
+        """`overrides` are parts of the spec, laid over the job's own."""
+        return self._json("POST", f"{job_path(job_id)}/retry", json=overrides)
+
     def delete(self, job_id: str) -> None:
         self._send("DELETE", job_path(job_id))
 

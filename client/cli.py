@@ -14,7 +14,7 @@ from client import display
 from client.api import DEFAULT_URL, ApiError, Client, ClientError
 from client.download import choose, download, transfer_bar
 from client.follow import follow, watch
-from client.spec import read_spec, upload_named_files
+from client.spec import merge, read_spec, upload_named_files
 
 PARTS = {
     "up": ("app.up", "Run the whole service on this machine."),
@@ -164,6 +164,53 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None
     with connect(url) as client:
         job = client.cancel(job_id)
     print_json(job) if as_json else print(f"{job_id} is {job['status']}; it stops as soon as its stage does.")
+
+
+@app.command()
+def pause(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Let a job save and leave its worker, until it is resumed."""
+    with connect(url) as client:
+        job = client.pause(job_id)
+    if as_json:
+        print_json(job)
+    else:
+        print(f"{job_id} is paused." if job["status"] == "paused" else f"{job_id} is paused as soon as its stage has saved.")
+
+
+@app.command()
+def resume(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
+    """Queue a paused job again."""
+    with connect(url) as client:
+        job = client.resume(job_id)
+    print_json(job) if as_json else print(f"{job_id} is {job['status']}; it goes on where it stopped.")
+
+
+@app.command()
+def retry(
+    job_id: JobId,
+    overrides: Annotated[
+        Path | None, typer.Option("--with", exists=True, dir_okay=False, help="A JSON file with parts of the spec to change.")
+    ] = None,
+    patched: Annotated[bool, typer.Option("--patched", help="With the patch that the job's error suggests.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: Json = False,
+) -> None:
+    """Queue a failed or cancelled job again, from the first stage that has to run again."""
+    with connect(url) as client:
+        change = read_spec(overrides) if overrides else {}
+        if overrides:
+            upload_named_files(client, change, overrides.parent)
+        if patched:
+            change = merge(find_patch(client, job_id), change)
+        job = client.retry(job_id, change)
+    print_json(job) if as_json else print(f"{job_id} is queued again, from stage {job['stage']}.")
+
+
+def find_patch(client: Client, job_id: str) -> dict[str, Any]:
+    patch = (client.job(job_id)["error"] or {}).get("patch")
+    if not patch:
+        raise ClientError(f"{job_id} has no error that suggests a patch. `tunesmith show {job_id}` tells what happened.")
+    return patch
 
 
 @app.command()

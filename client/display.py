@@ -7,7 +7,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "processed": "green", "error": "red"}
+STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "paused": "yellow",
+    "processed": "green",
+    "error": "red",
+}
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

@@ -30,3 +30,12 @@ def upload_named_files(client: Client, spec: dict[str, Any], folder: Path) -> No
         if found:
             print(f"Uploading {found[0]} ({size(found[0].stat().st_size)})", file=sys.stderr)
             dataset[field] = client.upload(found[0])["id"]
+
+
+def merge(spec: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """`patch` laid over `spec`, object by object."""
+    result = dict(spec)
+    for key, value in patch.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result

@@ -11,6 +11,7 @@ from sqlmodel import Session, select
 from app import blobs
 from app.jobs import recovery, stage_runs
 from app.jobs import repository as jobs
+from app.jobs.keys import stage_keys
 from app.jobs.spec import JobSpec, plan
 from app.jobs.states import EventType, JobStatus
 from app.models import Artifact, File, Job, StageRun, now
@@ -24,6 +25,8 @@ def publish_inspection(session: Session, file: File, values: dict[str, Any]) -> 
 
 def publish_stage(session: Session, storage: Storage, job: Job, run: StageRun, out: Path) -> None:
     """The run has just been finished and holds its outputs."""
+    run.key = stage_keys(job.spec)[run.stage]
+    session.add(run)
     outputs = run.outputs or {}
     for file in outputs["files"]:
         publish_file(session, storage, job, out, file)
@@ -32,21 +35,22 @@ def publish_stage(session: Session, storage: Storage, job: Job, run: StageRun, o
     jobs.record_event(session, job, EventType.STAGE_FINISHED, f"Stage {run.stage} finished.", data)
     job.progress = (job.progress or {}) | {"message": None}
     session.add(job)
-    if job.cancel_requested_at:
-        recovery.cancel(session, job)
-    else:
-        go_on(session, job, run)
+    go_on(session, job, run)
 
 
 def go_on(session: Session, job: Job, run: StageRun) -> None:
+    """What was finished although the job was to be cancelled stays, and no other stage starts."""
     stages = plan(JobSpec.model_validate(job.spec))
     rest = stages[stages.index(run.stage) + 1 :]
-    if not rest:
+    if rest:
+        job.stage = rest[0]
+    elif not job.cancel_requested_at:
+        job.pause_requested_at = None
         jobs.set_status(session, job, JobStatus.SUCCEEDED, "The job succeeded.")
         return
-    job.stage = rest[0]
-    session.add(job)
-    stage_runs.enqueue(session, job=job, stage=rest[0])
+    if not recovery.heed(session, job):
+        before = stage_runs.last_attempt(session, job.id, rest[0])
+        stage_runs.enqueue(session, job=job, stage=rest[0], attempt=before.attempt + 1 if before else 1)
 
 
 def publish_file(session: Session, storage: Storage, job: Job, out: Path, file: dict[str, Any]) -> None:

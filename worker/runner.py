@@ -22,7 +22,7 @@ from app.jobs import recovery, stage_runs
 from app.jobs import repository as jobs
 from app.jobs.states import EventType, FailureCode, JobStatus, Resource, StageStatus
 from app.jobs.tidying import discard_partial, tidy
-from app.models import Job, StageRun, Worker
+from app.models import File, Job, StageRun, Worker
 from app.settings import Settings
 from app.storage import Storage
 from worker.inputs import attempt_folder, build_request, load_secrets
@@ -34,9 +34,8 @@ from worker.stages import StageFailure
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-CANCEL_GRACE_SECONDS = 8.0
-YIELD_GRACE_SECONDS = 25.0
-"""How long a stage may take to save when its worker has to leave."""
+GRACE_SECONDS = {Ending.CANCELLED: 8.0, Ending.PAUSED: 300.0, Ending.TIMED_OUT: 60.0, Ending.YIELDED: 25.0}
+"""How long a stage may take to finish its step and save, by why it has to stop."""
 HURRIED_GRACE_SECONDS = 2.0
 
 T = TypeVar("T")
@@ -47,10 +46,6 @@ class StopRequest:
     """Counted by signal handlers: once is a request, more is a hurry."""
 
     times: int = 0
-
-    @property
-    def grace_seconds(self) -> float:
-        return YIELD_GRACE_SECONDS if self.times == 1 else HURRIED_GRACE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,15 @@ class Claim:
     run_id: str
     fence: int
     folder: Path
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the stage is told, and how long it may take."""
+
+    request: dict[str, Any]
+    secrets: dict[str, str] = field(repr=False)
+    seconds: float
 
 
 def work(runner: Runner, resource: Resource) -> None:
@@ -97,12 +101,11 @@ def show_work(session: Session, runner: Runner, run_id: str | None) -> None:
 
 
 def carry_out(runner: Runner, claim: Claim) -> None:
-    order = insist(runner, lambda session: begin(session, runner, claim))
-    if order is None:
+    start = insist(runner, lambda session: begin(session, runner, claim))
+    if start is None:
         return
-    request, secrets = order
     try:
-        process = StageProcess(claim.folder, request, secrets)
+        process = StageProcess(claim.folder, start.request, start.secrets)
     except OSError as problem:
         log.exception("%s could not start", claim.folder)
         failed = Remains(
@@ -111,7 +114,7 @@ def carry_out(runner: Runner, claim: Claim) -> None:
         put_away(runner, claim, failed)
         return
     try:
-        ending, position = attend(runner, claim, process)
+        ending, position = attend(runner, claim, process, time.monotonic() + start.seconds)
     finally:
         process.close()
     log.info("%s %s; its process %s", claim.folder, ending, process.describe_end())
@@ -167,22 +170,23 @@ def insist(runner: Runner, write: Callable[[Session], T]) -> T:
             time.sleep(runner.tick_seconds)
 
 
-def begin(session: Session, runner: Runner, claim: Claim) -> tuple[dict[str, Any], dict[str, str]] | None:
-    """Writes down that the stage starts; what it is told, and its secrets. None: the run is over before it began."""
+def begin(session: Session, runner: Runner, claim: Claim) -> Start | None:
+    """Writes down that the stage starts. None: the run is over before it began."""
     if not stage_runs.extend(session, claim.run_id, claim.fence, runner.settings.lease_seconds):
         return None
     run = session.get_one(StageRun, claim.run_id)
     owner = recovery.load_owner(session, run)
-    if isinstance(owner, Job) and owner.cancel_requested_at:
+    if isinstance(owner, Job) and (owner.cancel_requested_at or owner.pause_requested_at):
         stage_runs.finish(session, claim.run_id, claim.fence, StageStatus.CANCELLED)
-        recovery.cancel(session, owner)
+        recovery.heed(session, owner)
         return None
     if isinstance(owner, Job):
         record_start(session, owner, run)
     show_work(session, runner, run.id)
     try:
+        seconds = seconds_left(session, owner, run)
         request = build_request(session, runner.settings, runner.storage, run, owner)
-        return request, load_secrets(session, runner.settings, run, owner)
+        return Start(request, load_secrets(session, runner.settings, run, owner), seconds)
     except StageFailure as failure:
         error = vars(failure) | {"log": None}
         stage_runs.finish(session, claim.run_id, claim.fence, StageStatus.FAILED, error=error)
@@ -190,9 +194,21 @@ def begin(session: Session, runner: Runner, claim: Claim) -> tuple[dict[str, Any
         return None
 
 
+def seconds_left(session: Session, owner: Job | File, run: StageRun) -> float:
+    """Of the job's time. StageFailure timeout when it is over."""
+    limit = owner.spec["max_runtime_seconds"] if isinstance(owner, Job) else None
+    if limit is None:
+        return float("inf")
+    seconds = limit - stage_runs.busy_seconds(session, run.job_id or "")
+    if seconds <= 0:
+        error = recovery.timed_out(run, limit)
+        raise StageFailure(FailureCode.TIMEOUT, error["message"], **{key: error[key] for key in ("hint", "param", "patch")})
+    return seconds
+
+
 def record_start(session: Session, job: Job, run: StageRun) -> None:
     if job.status is JobStatus.QUEUED:
-        jobs.set_status(session, job, JobStatus.RUNNING, "The job started.")
+        jobs.set_status(session, job, JobStatus.RUNNING, "A worker has the job.")
     job.stage = run.stage
     session.add(job)
     message = f"Stage {run.stage} started" + (f", attempt {run.attempt}." if run.attempt > 1 else ".")
@@ -200,7 +216,7 @@ def record_start(session: Session, job: Job, run: StageRun) -> None:
     jobs.record_event(session, job, EventType.STAGE_STARTED, message, data)
 
 
-def attend(runner: Runner, claim: Claim, process: StageProcess) -> tuple[Ending, int]:
+def attend(runner: Runner, claim: Claim, process: StageProcess, time_is_over: float) -> tuple[Ending, int]:
     """Stays with the process until it has ended or has to. Returns how far its reports have been stored."""
     position, ending, deadline = 0, Ending.BY_ITSELF, float("inf")
     confirmed = time.monotonic()
@@ -208,18 +224,22 @@ def attend(runner: Runner, claim: Claim, process: StageProcess) -> tuple[Ending,
         if process.wait(runner.tick_seconds):
             return ending, position
         reports, end = process.read_reports(position)
+        wish = None
         try:
             with write_session(runner.engine) as session:
-                held, cancelled = keep(session, runner, claim, reports)
+                held, wish = keep(session, runner, claim, reports)
             position, confirmed = end, time.monotonic()
         except OperationalError as problem:
             log.warning("the database does not answer: %s", problem)
-            held, cancelled = time.monotonic() < confirmed + runner.settings.lease_seconds, False
+            held = time.monotonic() < confirmed + runner.settings.lease_seconds
         if not held:
             return Ending.FENCED, position
-        if ending is Ending.BY_ITSELF and (cancelled or runner.stop.times):
-            ending = Ending.CANCELLED if cancelled else Ending.YIELDED
-            deadline = time.monotonic() + (CANCEL_GRACE_SECONDS if cancelled else runner.stop.grace_seconds)
+        if runner.stop.times:
+            wish = wish or Ending.YIELDED
+        elif time.monotonic() > time_is_over:
+            wish = wish or Ending.TIMED_OUT
+        if wish and (ending is Ending.BY_ITSELF or (ending is Ending.PAUSED and wish is not Ending.PAUSED)):
+            ending, deadline = wish, time.monotonic() + GRACE_SECONDS[wish]
             process.ask_to_stop()
         if runner.stop.times > 1:
             deadline = min(deadline, time.monotonic() + HURRIED_GRACE_SECONDS)
@@ -227,17 +247,19 @@ def attend(runner: Runner, claim: Claim, process: StageProcess) -> tuple[Ending,
             return ending, position
 
 
-def keep(session: Session, runner: Runner, claim: Claim, reports: list[dict[str, Any]]) -> tuple[bool, bool]:
-    """Extends the lease and stores `reports`. Whether the run is still ours, and whether its job is to be cancelled."""
+def keep(session: Session, runner: Runner, claim: Claim, reports: list[dict[str, Any]]) -> tuple[bool, Ending | None]:
+    """Extends the lease and stores `reports`. Whether the run is still ours, and how its user wants it to end."""
     if not stage_runs.extend(session, claim.run_id, claim.fence, runner.settings.lease_seconds):
-        return False, False
+        return False, None
     run = session.get_one(StageRun, claim.run_id)
     if run.job_id is None:
-        return True, False
+        return True, None
     job = session.get_one(Job, run.job_id)
     if reports:
         apply_reports(session, job, run, reports)
-    return True, job.cancel_requested_at is not None
+    if job.cancel_requested_at:
+        return True, Ending.CANCELLED
+    return True, Ending.PAUSED if job.pause_requested_at else None
 
 
 def gather(claim: Claim, process: StageProcess, ending: Ending, position: int) -> Remains:

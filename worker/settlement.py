@@ -22,6 +22,8 @@ class Ending(StrEnum):
 
     BY_ITSELF = "ended by itself"
     CANCELLED = "stopped because the job was cancelled"
+    PAUSED = "stopped because the job is to pause"
+    TIMED_OUT = "stopped because the job's time is over"
     YIELDED = "stopped because the worker leaves"
     FENCED = "killed because the run was taken away"
 
@@ -50,6 +52,9 @@ def settle(session: Session, storage: Storage, run_id: str, fence: int, remains:
         return
     if outputs is not None:
         ended, error = StageStatus.SUCCEEDED, None
+    elif remains.ending is Ending.TIMED_OUT:
+        limit = session.get_one(Job, run.job_id).spec["max_runtime_seconds"]
+        ended, error = StageStatus.FAILED, recovery.timed_out(run, limit)
     elif remains.ending is not Ending.BY_ITSELF:
         ended, error = StageStatus.CANCELLED, None
     else:
@@ -63,7 +68,7 @@ def settle(session: Session, storage: Storage, run_id: str, fence: int, remains:
     if outputs is not None:
         publish(session, storage, owner, run, remains.out)
     elif error is None:
-        leave(session, owner, run, remains.ending)
+        leave(session, owner, run)
     else:
         fail_or_retry(session, owner, run, error)
 
@@ -86,12 +91,12 @@ def publish(session: Session, storage: Storage, owner: Job | File, run: StageRun
         publish_stage(session, storage, owner, run, out)
 
 
-def leave(session: Session, owner: Job | File, run: StageRun, ending: Ending) -> None:
-    if isinstance(owner, Job) and (ending is Ending.CANCELLED or owner.cancel_requested_at):
-        recovery.cancel(session, owner)
+def leave(session: Session, owner: Job | File, run: StageRun) -> None:
+    """Of a stage that was asked to stop. A pause may have been taken back in the meantime."""
+    if isinstance(owner, Job) and recovery.heed(session, owner):
         return
-    message = f"The worker that ran stage {run.stage} was stopped. The stage goes on where it was."
-    recovery.queue_again(session, owner, run, reason="worker_stopped", message=message)
+    message = f"Stage {run.stage} was stopped before its end. It goes on where it was."
+    recovery.queue_again(session, owner, run, reason="stopped", message=message)
 
 
 def fail_or_retry(session: Session, owner: Job | File, run: StageRun, error: dict[str, Any]) -> None:

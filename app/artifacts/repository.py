@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
@@ -20,3 +21,9 @@ def get(session: Session, job_id: str, name: str) -> Artifact:
         message = f"{job_id} has no artifact {name!r}. GET /v1/jobs/{job_id}/artifacts lists those that it has so far."
         raise NotFound(message, param="name", code="artifact_not_found")
     return artifact
+
+
+def remove(session: Session, job_id: str, names: Collection[str]) -> set[str]:
+    """Deletes the rows; answers the hashes that they named."""
+    statement = delete(Artifact).where(col(Artifact.job_id) == job_id, col(Artifact.name).in_(names))
+    return set(session.scalars(statement.returning(col(Artifact.blob_sha256))))

@@ -25,7 +25,6 @@ LATER: list[tuple[str, Any, Test]] = [
     ("webhook", None, lambda spec: spec.webhook is not None),
     ("preemptible", False, lambda spec: spec.preemptible),
     ("gpus", 1, lambda spec: spec.gpus != 1),
-    ("max_runtime_seconds", None, lambda spec: spec.max_runtime_seconds is not None),
     ("from_job", None, lambda spec: spec.from_job is not None),
     ("from_checkpoint", None, lambda spec: spec.from_checkpoint is not None),
 ]

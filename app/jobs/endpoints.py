@@ -1,9 +1,12 @@
-"""/v1/jobs: submit, look, stop, remove."""
+"""/v1/jobs: submit, look, stop, send on again, remove."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError, WithJsonSchema
 
+from app import blobs
 from app.dependencies import BaseUrl, EngineDep, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.jobs import repository, schemas, service
 from app.jobs.presentation import present, present_all
@@ -21,6 +24,11 @@ LABEL_QUERY = {
     "schema": {"type": "string"},
     "description": "Jobs whose label `key` has this value, as in `label.team=nlp`. May be given for several keys.",
 }
+
+Overrides = Annotated[
+    dict[str, Any] | None, Body(), WithJsonSchema({"anyOf": [{"$ref": "#/components/schemas/JobSpec"}, {"type": "object"}]})
+]
+"""Any part of a JobSpec."""
 
 
 def read_labels(request: Request) -> dict[str, str]:
@@ -80,19 +88,37 @@ def estimate_job() -> None:
     raise service.not_available("Estimating a job")
 
 
-@router.post("/{job_id}/pause")
-def pause_job(job_id: str) -> None:
-    """Not available in this version."""
-    raise service.not_available("Pausing a job")
+@router.post("/{job_id}/pause", status_code=202)
+def pause_job(job_id: str, session: WriteSession, base_url: BaseUrl) -> schemas.Job:
+    """The stage finishes its step, saves and leaves its worker; a waiting job is paused at once. 409 when it has ended."""
+    return present(session, service.pause(session, job_id), base_url)
 
 
-@router.post("/{job_id}/resume")
-def resume_job(job_id: str) -> None:
-    """Not available in this version."""
-    raise service.not_available("Resuming a job")
+@router.post("/{job_id}/resume", status_code=202)
+def resume_job(job_id: str, session: WriteSession, base_url: BaseUrl) -> schemas.Job:
+    """Queues a paused job again: it goes on where it stopped. 409 when it is not paused."""
+    return present(session, service.resume(session, job_id), base_url)
 
 
-@router.post("/{job_id}/retry")
-def retry_job(job_id: str) -> None:
-    """Not available in this version."""
-    raise service.not_available("Retrying a job")
+@router.post("/{job_id}/retry", status_code=202)
+def retry_job(
+    job_id: str,
+    looking: ReadSession,
+    session: WriteSession,
+    settings: SettingsDep,
+    base_url: BaseUrl,
+    engine: EngineDep,
+    storage: StorageDep,
+    background: BackgroundTasks,
+    overrides: Overrides = None,
+) -> schemas.Job:
+    """Queues a failed or cancelled job again, from the stage that did not succeed, or from an earlier one that the overrides
+    change: the answer's `stage` says which. The body may hold any part of the spec, as the `patch` of the job's error does."""
+    overrides = overrides or {}
+    try:
+        spec = service.plan_retry(looking, settings, job_id, overrides)
+    except ValidationError as error:
+        raise RequestValidationError([problem | {"loc": ("body", *problem["loc"])} for problem in error.errors()]) from error
+    job, hashes = service.retry(session, job_id, spec, overrides)
+    background.add_task(blobs.remove_dropped, engine, storage, hashes)
+    return present(session, job, base_url)

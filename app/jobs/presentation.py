@@ -41,6 +41,7 @@ def show_job(job: Job, runs: list[StageRun], position: int | None, files: list[A
         started_at=job.started_at,
         finished_at=job.finished_at,
         cancel_requested_at=job.cancel_requested_at,
+        pause_requested_at=job.pause_requested_at,
         queue_position=position,
         attempts=max((run.attempt for run in runs), default=1),
         progress=schemas.Progress.model_validate(job.progress or {}),
@@ -56,10 +57,14 @@ def show_job(job: Job, runs: list[StageRun], position: int | None, files: list[A
 
 
 def show_stages(job: Job, runs: list[StageRun]) -> list[schemas.StageAttempt]:
-    """Every stage that the spec needs: its newest attempt, or that its turn has not come, or never will."""
-    newest = {run.stage: run for run in runs}
-    unreached = StageStatus.CANCELLED if JobStatus(job.status).is_terminal else StageStatus.QUEUED
+    """Every stage that the spec needs: its newest attempt, or that its turn has not come, or never will.
+
+    What a retry has to do again counts as not done.
+    """
     stages = plan(JobSpec.model_validate(job.spec))
+    reached = stages[: stages.index(Stage(job.stage or Stage.PREPARE)) + 1]
+    newest = {run.stage: run for run in runs if run.stage in reached}
+    unreached = StageStatus.CANCELLED if JobStatus(job.status).is_terminal else StageStatus.QUEUED
     return [
         show_attempt(newest[stage]) if stage in newest else schemas.StageAttempt(name=stage, status=unreached)
         for stage in stages

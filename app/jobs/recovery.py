@@ -3,6 +3,7 @@
 Used by the worker that ran the attempt and by the reaper that finds it abandoned, in the transaction that ended the attempt.
 """
 
+from datetime import datetime
 from typing import Any
 
 from sqlmodel import Session
@@ -39,6 +40,17 @@ def lost(run: StageRun, message: str) -> dict[str, Any]:
     }
 
 
+def timed_out(run: StageRun, limit: int) -> dict[str, Any]:
+    return {
+        "code": FailureCode.TIMEOUT,
+        "message": f"The job's stages have run for max_runtime_seconds, which is {limit}. Stage {run.stage} was stopped.",
+        "hint": f"Retry the job with a higher max_runtime_seconds, for example {2 * limit}; what was saved is kept.",
+        "param": "max_runtime_seconds",
+        "patch": {"max_runtime_seconds": 2 * limit},
+        "log": log_path(run),
+    }
+
+
 def fail(session: Session, owner: Job | File, run: StageRun, error: dict[str, Any]) -> None:
     """Ends the job, or the inspection, with the error of its last attempt."""
     if isinstance(owner, File):
@@ -51,8 +63,21 @@ def fail(session: Session, owner: Job | File, run: StageRun, error: dict[str, An
     jobs.set_status(session, owner, JobStatus.FAILED, error["message"], error)
 
 
-def cancel(session: Session, job: Job) -> None:
-    jobs.set_status(session, job, JobStatus.CANCELLED, "The job was cancelled, as asked.")
+def heed(session: Session, job: Job) -> bool:
+    """Cancels or pauses a job whose user has asked for it, now that no worker has it. False when nothing was asked for."""
+    if job.cancel_requested_at:
+        jobs.set_status(session, job, JobStatus.CANCELLED, "The job was cancelled, as asked.")
+    elif job.pause_requested_at:
+        pause(session, job)
+    else:
+        return False
+    return True
+
+
+def pause(session: Session, job: Job) -> None:
+    job.pause_requested_at = None
+    data = {"stage": job.stage, "step": (job.progress or {}).get("step")}
+    jobs.set_status(session, job, JobStatus.PAUSED, f"The job is paused at stage {job.stage}.", data)
 
 
 def queue_again(
@@ -73,9 +98,10 @@ def recover(session: Session, run: StageRun) -> None:
     """Of an attempt that was lost: tries again, unless it was the third in a row that made no new checkpoint."""
     owner = load_owner(session, run)
     error = run.error or {}
-    if isinstance(owner, Job) and owner.cancel_requested_at:
-        cancel(session, owner)
-    elif count_deaths(session, run) >= MAX_DEATHS:
+    if isinstance(owner, Job) and heed(session, owner):
+        return
+    since = owner.queued_at if isinstance(owner, Job) else owner.created_at
+    if count_deaths(session, run, since) >= MAX_DEATHS:
         message = f"Stage {run.stage} was lost {MAX_DEATHS} times in a row without a new checkpoint. Last: {error['message']}"
         fail(session, owner, run, error | {"message": message})
     else:
@@ -83,14 +109,15 @@ def recover(session: Session, run: StageRun) -> None:
         queue_again(session, owner, run, reason=FailureCode.WORKER_LOST, message=message)
 
 
-def count_deaths(session: Session, run: StageRun) -> int:
-    """How many attempts in a row, up to `run`, were lost without a checkpoint. One that was given back counts for nothing."""
+def count_deaths(session: Session, run: StageRun, since: datetime) -> int:
+    """How many attempts in a row, up to `run`, were lost without a checkpoint. One that was given back counts for nothing, and
+    so does one from before `since`, when the user sent the job on its way again."""
     deaths = 0
     for attempt in [run, *stage_runs.earlier_attempts(session, run)]:
         if attempt.status is StageStatus.CANCELLED:
             continue
         code = (attempt.error or {}).get("code")
-        if code != FailureCode.WORKER_LOST or stage_runs.has_checkpoint(session, attempt):
+        if code != FailureCode.WORKER_LOST or attempt.created_at < since or stage_runs.has_checkpoint(session, attempt):
             break
         deaths += 1
     return deaths

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
@@ -48,6 +48,11 @@ def page(
 def add(session: Session, job: Job, labels: dict[str, str]) -> None:
     session.add(job)
     session.flush()
+    set_labels(session, job, labels)
+
+
+def set_labels(session: Session, job: Job, labels: dict[str, str]) -> None:
+    session.execute(delete(JobLabel).where(col(JobLabel.job_id) == job.id))
     session.add_all(JobLabel(job_id=job.id, key=key, value=value) for key, value in labels.items())
 
 

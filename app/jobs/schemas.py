@@ -76,6 +76,7 @@ class Job(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None
+    pause_requested_at: datetime | None
     queue_position: int | None
     attempts: int
     progress: Progress

@@ -201,6 +201,18 @@ def earlier_attempts(session: Session, run: StageRun) -> Iterator[StageRun]:
     return iter(session.exec(statement.order_by(col(StageRun.attempt).desc())))
 
 
+def last_attempt(session: Session, job_id: str, stage: Stage) -> StageRun | None:
+    statement = select(StageRun).where(StageRun.job_id == job_id, StageRun.stage == stage)
+    return session.exec(statement.order_by(col(StageRun.attempt).desc()).limit(1)).first()
+
+
+def busy_seconds(session: Session, job_id: str) -> float:
+    """How long workers have had the job, over all attempts at all stages, the one that runs included."""
+    time = read_clock(session)
+    runs = [run for run in attempts(session, job_id) if run.started_at]
+    return sum(((run.finished_at or time) - run.started_at).total_seconds() for run in runs if run.started_at)
+
+
 def has_checkpoint(session: Session, run: StageRun) -> bool:
     return session.exec(select(Checkpoint.id).where(Checkpoint.stage_run_id == run.id).limit(1)).first() is not None
 

@@ -104,7 +104,6 @@ LATER = {
     "webhook": {"url": "http://x"},
     "preemptible": True,
     "gpus": 2,
-    "max_runtime_seconds": 60,
     "from_job": "job_x",
     "from_checkpoint": "ckpt_x",
 }

@@ -11,6 +11,7 @@ from app.db import write_session
 from app.jobs import stage_runs
 from app.jobs.states import EventType, JobStatus, Resource, Stage, StageStatus
 from app.models import Artifact, Checkpoint, Job, MetricChunk, StageRun, now
+from worker.settlement import Ending
 
 
 def list_types(supervised: Supervised, job_id: str) -> list[str]:
@@ -233,7 +234,7 @@ def test_cancelling_a_stage_that_finishes_keeps_what_it_made_and_starts_no_other
 def test_cancelling_kills_a_stage_that_will_not_leave_and_all_that_it_started(
     supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.runner, "CANCEL_GRACE_SECONDS", 0.5)
+    monkeypatch.setitem(worker.runner.GRACE_SECONDS, Ending.CANCELLED, 0.5)
     supervised.script("""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(99)"
@@ -293,7 +294,7 @@ def test_a_worker_that_leaves_gives_its_run_back(supervised: Supervised) -> None
     supervised.work(Resource.GPU)
     assert supervised.runs(job_id)[2].status is StageStatus.SUCCEEDED
     reasons = [event.data["reason"] for event in supervised.events(job_id) if event.type is EventType.JOB_RETRYING]
-    assert reasons == ["worker_stopped"]
+    assert reasons == ["stopped"]
 
 
 def test_a_run_that_was_taken_away_is_killed_and_forgotten(supervised: Supervised) -> None:
