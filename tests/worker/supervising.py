@@ -16,6 +16,7 @@ from sqlmodel import Session, col, select
 from app.db import read_session, write_session
 from app.jobs import repository as jobs
 from app.jobs import stage_runs
+from app.jobs.service import resolve
 from app.jobs.spec import SPEC_VERSION, JobSpec
 from app.jobs.states import EventType, Resource, Stage
 from app.models import Blob, Event, File, Job, StageRun
@@ -74,7 +75,7 @@ class Supervised:
 
     def submit(self, **fields: Any) -> str:
         fields = {"base_model": "m", "dataset": {"file": self.upload(b"{}\n").id}, "exports": [{"kind": "adapter"}]} | fields
-        spec = JobSpec.model_validate(fields)
+        spec = resolve(JobSpec.model_validate(fields))
         with write_session(self.engine) as session:
             job = Job(base_model=spec.base_model, spec=spec.model_dump(mode="json"), spec_version=SPEC_VERSION)
             session.add(job)

@@ -1,5 +1,6 @@
 """A stage under the real contract whose body is the script that a test left in the models folder."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ def run(spec, inputs: Inputs, out: Path, report) -> Outcome:
         "StageStopped": StageStopped,
         "attempt": int(out.parent.name),
         "inputs": inputs,
+        "json": json,
         "os": os,
         "out": out,
         "report": report,
