@@ -42,9 +42,10 @@ format: setup ## Put the code into the house's form
 bench: setup ## Measure what the service costs beside a hand-written script
 	$(BIN)/python bench/overhead.py
 
-bench-gpu: setup ## Run the job of the GPU bar: the Llama-3.2-1B shape, on an accelerator
+bench-gpu: setup ## Run the Llama-3.2-1B shape on an accelerator: does it fit, and what do interruptions cost
 	$(BIN)/python bench/make_model.py data/bench/models/llama-3.2-1b-shape
 	$(BIN)/python bench/gpu_job.py data/bench/models data/bench/gpu
+	$(BIN)/python bench/gpu_resume.py data/bench/models data/bench/gpu/resume.json
 
 bench-chaos: setup ## Kill and freeze the parts of a service at work 200 times, and look for what is lost or done twice
 	$(BIN)/python bench/chaos --kills 200 --seed 1 --ledger data/bench/chaos.jsonl

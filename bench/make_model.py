@@ -1,6 +1,6 @@
 """Write a base model of the Llama-3.2-1B shape with random weights: speed and memory do not depend on their values.
 
-usage: make_model.py OUT [TOKENIZER_DIR] [--untied] [--shard-size 5GB]
+usage: make_model.py OUT [TOKENIZER_DIR] [--untied] [--shard-size 5GB] [--tiny]
 
 The tokenizer of TOKENIZER_DIR, or of the built-in model, is taken as it is; its vocabulary is smaller than the model's 128,256
 rows, which is allowed.
@@ -20,6 +20,7 @@ parser.add_argument("out")
 parser.add_argument("tokenizer", nargs="?")
 parser.add_argument("--untied", action="store_true", help="an output head of its own")
 parser.add_argument("--shard-size", default="5GB")
+parser.add_argument("--tiny", action="store_true", help="two narrow layers: for a trial of a benchmark without a GPU")
 arguments = parser.parse_args()
 
 if arguments.tokenizer is None:
@@ -41,6 +42,9 @@ config = LlamaConfig(
     bos_token_id=tokenizer.bos_token_id,
     eos_token_id=tokenizer.eos_token_id,
 )
+if arguments.tiny:
+    config.update({"vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2})
+    config.update({"num_attention_heads": 2, "num_key_value_heads": 2})
 torch.manual_seed(0)
 torch.set_default_dtype(torch.bfloat16)
 with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

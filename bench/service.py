@@ -45,7 +45,10 @@ def wait_until_ready(client: Client, service: subprocess.Popen) -> None:
 
 def run_job(client: Client, spec: dict) -> dict:
     """Submits and waits for the end, whatever it is."""
-    job = client.submit(spec)
+    return wait_for_end(client, client.submit(spec))
+
+
+def wait_for_end(client: Client, job: dict) -> dict:
     while job["status"] not in ("succeeded", "failed", "cancelled"):
         time.sleep(0.5)
         job = client.job(job["id"])

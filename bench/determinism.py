@@ -1,0 +1,77 @@
+"""Which operation of a training step does not give the same bits twice?
+
+usage: determinism.py MODEL_DIR [MAX_SEQ_LENGTH]
+
+Runs the same micro-batch forward and backward three times through the train stage's own model and loss, once with torch's
+deterministic mode in warning, and prints JSON: whether losses and gradients are equal to the last bit, the weights whose
+gradients are not, and the operations that torch names as not deterministic.
+"""
+
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.jobs.spec import JobSpec
+from worker.data.plan import Document, Plan, write_plan
+from worker.stages.train import settle
+from worker.training.batches import collate
+from worker.training.device import open_device
+from worker.training.loss import summed_cross_entropy
+from worker.training.model import attach_adapter, autocast, last_hidden, load_base
+
+VOCABULARY = 1000
+NAMED = 8
+
+
+def main(folder: Path, length: int) -> None:
+    device = open_device(None)
+    spec = JobSpec.model_validate({"base_model": "probe", "dataset": {"file": "none"}, "lora": {"dropout": 0.05}})
+    spec = settle(spec, device)
+    model = attach_adapter(load_base(folder, spec, device), spec, "probe")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)  # zeros would hide what the backward pass does to lora_A
+    batch = {key: value.to(device.torch) for key, value in make_batch(length).items() if isinstance(value, torch.Tensor)}
+    first, second = (run_pass(model, spec, device, batch) for _ in range(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        run_pass(model, spec, device, batch)
+    named = sorted({str(warning.message).partition(".")[0] for warning in caught if "determinis" in str(warning.message)})
+    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    largest = max((float((first[name] - second[name]).abs().max()) for name in differing), default=0.0)
+    facts = {"device": device.name, "torch": torch.__version__, "equal": not differing, "differing": len(differing)}
+    print(json.dumps(facts | {"of": len(first), "first": differing[:NAMED], "largest": largest, "named_by_torch": named}))
+
+
+def make_batch(length: int) -> Any:
+    """Two packed rows of random tokens, all trained."""
+    numbers = np.random.default_rng(0)
+    documents = [Document(numbers.integers(0, VOCABULARY, length // 4), [True] * (length // 4)) for _ in range(8)]
+    with tempfile.TemporaryDirectory() as name:
+        write_plan(Path(name) / "plan", documents, max_seq_length=length, packing=True, seed=1)
+        plan = Plan.open(Path(name) / "plan")
+        return collate([plan.row(0), plan.row(1)])
+
+
+def run_pass(model: Any, spec: JobSpec, device: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The loss and the gradient of every trained weight, by name."""
+    torch.manual_seed(0)
+    model.zero_grad()
+    with autocast(spec.training.precision, device):
+        hidden = last_hidden(model, batch["input_ids"], batch["position_ids"])
+        chosen = hidden.flatten(0, 1).index_select(0, batch["sources"])
+        loss = summed_cross_entropy(chosen, model.get_output_embeddings().weight, batch["targets"])
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return {"loss": loss.detach().clone()} | gradients
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2048)

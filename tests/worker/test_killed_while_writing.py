@@ -1,0 +1,169 @@
+"""Stages that are killed in the middle of a write: each goes on, and nobody ever reads half of anything."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+from supervising import Supervised
+from test_interrupted_training import TEMPLATE, find_stage, write_rows
+
+from app.jobs.spec import BUILT_IN_MODEL
+from app.jobs.states import JobStatus, Stage, StageStatus
+from app.models import Artifact
+from worker.data import base_models
+
+pytestmark = [pytest.mark.ml, pytest.mark.timeout(900)]
+
+SPEC = {
+    "base_model": "tiny",
+    "lora": {"r": 64},
+    "training": {"max_steps": 12, "batch_size": 1, "gradient_accumulation": 1, "max_seq_length": 64},
+    "checkpoints": {"every_steps": 1},
+    "exports": [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf", "quantization": "q8_0"}],
+}
+
+
+def save_base(folder: Path, cache: Path) -> None:
+    """A random Llama with the built-in model's tokenizer, large enough for its files to take a while."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    built_in = base_models.fetch(BUILT_IN_MODEL, None, cache_dir=cache, models_dir=None, report=lambda *_, **__: None).path
+    shutil.copytree(built_in, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("<stop>", "<|im_end|>"))
+    config = LlamaConfig.from_pretrained(built_in)
+    config.update({"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8})
+    config.update({"num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": False})
+    LlamaForCausalLM(config).half().save_pretrained(folder, max_shard_size="40MB")
+
+
+class Reader(threading.Thread):
+    """Reads again and again what has a final name: checkpoints, blobs, and the blobs of published artifacts."""
+
+    def __init__(self, supervised: Supervised, job_id: str):
+        super().__init__()
+        self.supervised, self.root, self.job_id = supervised, supervised.storage.root, job_id
+        self.broken: list[str] = []
+        self.read: set[str] = set()
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            self.look()
+
+    def look(self) -> None:
+        for path in self.root.glob("jobs/*/train/*/out/checkpoints/step-*"):
+            if str(path) not in self.read and self.check_checkpoint(path):
+                self.read.add(str(path))
+        for path in self.root.glob("blobs/*/*"):
+            if str(path) not in self.read and self.check(path, path.name):
+                self.read.add(str(path))
+        with self.supervised.session() as session:
+            for artifact in session.exec(select(Artifact).where(Artifact.job_id == self.job_id)):
+                blob = self.supervised.storage.blob(artifact.blob_sha256)
+                if artifact.id not in self.read and self.check(blob, artifact.blob_sha256):
+                    self.read.add(artifact.id)
+
+    def check_checkpoint(self, path: Path) -> bool:
+        try:
+            files = json.loads((path / "manifest.json").read_text())["files"]
+        except OSError:
+            files = {"manifest.json": {"sha256": ""}} if path.exists() else {}  # else it was just removed
+        return all(self.check(path / name, facts["sha256"], folder=path) for name, facts in files.items())
+
+    def check(self, path: Path, sha256: str, folder: Path | None = None) -> bool:
+        try:
+            whole = hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+        except OSError:
+            whole = False
+        if not whole and (folder or path).exists():
+            self.broken.append(str(path))
+        return whole
+
+
+def kill_at(find_pid: Callable[[], int | None], is_writing: Callable[[], bool], seconds: float = 240) -> None:
+    """Stops the process when it seems to be writing, and kills it if it still is: else lets it go on to the next time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if is_writing() and (pid := find_pid()):
+            os.kill(pid, signal.SIGSTOP)
+            if is_writing():
+                os.kill(pid, signal.SIGKILL)
+                return
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.0005)
+    raise AssertionError("the moment never came")
+
+
+def sizes(folder: Path, pattern: str) -> list[int]:
+    found = []
+    for path in folder.glob(pattern):
+        try:
+            found.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_each_goes_on_and_nobody_reads_half_of_it(supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH")
+    save_base(supervised.scripts / "tiny", supervised.settings.cache_dir)
+    shards = {path.name: path.stat().st_size for path in (supervised.scripts / "tiny").glob("model-*.safetensors")}
+    job_id = supervised.submit(**SPEC, dataset={"file": supervised.upload(write_rows(40)).id})
+    reader, worker = Reader(supervised, job_id), threading.Thread(target=supervised.work)
+    reader.start()
+    worker.start()
+    folder = supervised.storage.job_folder(job_id)
+
+    def kill(stage: Stage, is_writing: Callable[[], bool]) -> None:
+        kill_at(lambda: find_stage(folder / stage / "1"), is_writing)
+
+    try:
+        kill(Stage.TRAIN, lambda: any(sizes(folder / "train/1/out/checkpoints", ".part-*/optimizer.pt")))
+        merged = folder / "merge/1/out/merged"
+        last = max(shards)
+        kill(Stage.MERGE, lambda: any(0 < size < shards[last] for size in sizes(merged, last)))
+        kill(Stage.CONVERT, lambda: any(sizes(folder / "convert/1/out/gguf", "*")))
+        worker.join(300)
+    finally:
+        reader.stopped.set()
+        reader.join()
+
+    job = supervised.job(job_id)
+    assert (job.status, job.error) == (JobStatus.SUCCEEDED, None)
+    for stage in (Stage.TRAIN, Stage.MERGE, Stage.CONVERT):
+        runs = [run for run in supervised.runs(job_id) if run.stage is stage]
+        assert [run.status for run in runs] == [StageStatus.FAILED, StageStatus.SUCCEEDED], stage
+        assert "SIGKILL" in (runs[0].error or {})["message"]
+    reader.look()
+    assert reader.broken == []
+    assert sum("checkpoints" in name for name in reader.read) > 3
+    assert check_artifacts(supervised, job_id) == {"adapter", "merged", "gguf"}
+
+    whole_id = supervised.submit(**SPEC, dataset={"file": supervised.upload(write_rows(40)).id})
+    supervised.work()
+    assert hashes(supervised, whole_id) == hashes(supervised, job_id), "as if nobody had been killed"
+    assert len(hashes(supervised, job_id)) > 2
+
+
+def check_artifacts(supervised: Supervised, job_id: str) -> set[str]:
+    with supervised.session() as session:
+        artifacts = list(session.exec(select(Artifact).where(Artifact.job_id == job_id)))
+    for artifact in artifacts:
+        blob = supervised.storage.blob(artifact.blob_sha256).read_bytes()
+        assert hashlib.sha256(blob).hexdigest() == artifact.blob_sha256
+    return {artifact.kind for artifact in artifacts}
+
+
+def hashes(supervised: Supervised, job_id: str) -> dict[str, str]:
+    """Of the weights, by name. The other files have the job's own name in them."""
+    with supervised.session() as session:
+        artifacts = session.exec(select(Artifact).where(Artifact.job_id == job_id))
+        return {artifact.name: artifact.blob_sha256 for artifact in artifacts if artifact.name.endswith(".safetensors")}
