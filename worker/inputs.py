@@ -66,18 +66,20 @@ def common_inputs(settings: Settings, title: str) -> dict[str, Any]:
 
 
 def data_set(session: Session, storage: Storage, spec: dict[str, Any]) -> dict[str, Any]:
-    file_id = spec["dataset"].get("file")
-    if not file_id:
-        return {}
-    file = session.get(File, file_id)
-    if file is None:
-        raise StageFailure(
-            FailureCode.DATASET_NOT_FOUND,
-            f"The file {file_id} is no longer there.",
-            hint="Upload the data set again and submit the job with the new file's id.",
-            param="dataset.file",
-        )
-    return {"file": storage.blob(file.blob_sha256), "filename": file.filename}
+    """The uploaded files that the spec names, each with its name."""
+    inputs: dict[str, Any] = {}
+    for field, filename in (("file", "filename"), ("validation_file", "validation_filename")):
+        if file_id := spec["dataset"].get(field):
+            file = session.get(File, file_id)
+            if file is None:
+                raise StageFailure(
+                    FailureCode.DATASET_NOT_FOUND,
+                    f"The file {file_id} is no longer there.",
+                    hint="Upload the data set again and submit the job with the new file's id.",
+                    param=f"dataset.{field}",
+                )
+            inputs |= {field: storage.blob(file.blob_sha256), filename: file.filename}
+    return inputs
 
 
 def results(session: Session, storage: Storage, run: StageRun) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from app.base_models import hub
+from app import hub
 from app.base_models.quantised import find_original, is_quantised
 from app.errors import Detail
 from app.jobs.spec import BUILT_IN_MODEL

@@ -1,5 +1,6 @@
 """SQL about uploaded files. Nothing here commits."""
 
+from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
@@ -34,5 +35,6 @@ def page(session: Session, *, limit: int, after: str | None, purpose: str | None
 
 def find_job_using(session: Session, file_id: str) -> str | None:
     """The id of a job that has not ended and reads this file."""
-    in_spec = col(Job.spec)["dataset"]["file"].as_string() == file_id
+    data_set = col(Job.spec)["dataset"]
+    in_spec = or_(data_set["file"].as_string() == file_id, data_set["validation_file"].as_string() == file_id)
     return session.exec(select(Job.id).where(col(Job.status).not_in(TERMINAL), in_spec).limit(1)).first()

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from app.errors import Detail
-from app.jobs.spec import JobSpec, Preference
+from app.jobs.spec import Dataset, JobSpec, Preference
 
 Test = Callable[[JobSpec], bool]
 
 LATER: list[tuple[str, Any, Test]] = [
     # the field, what it must be instead, whether the spec asks for more
-    ("dataset.validation_file", None, lambda spec: spec.dataset.validation_file is not None),
     ("method", "sft", lambda spec: spec.method != "sft"),
     ("quantization", "nf4", lambda spec: spec.quantization != "nf4"),
     ("lora.variant", "lora", lambda spec: spec.lora.variant != "lora"),
@@ -49,10 +48,23 @@ def not_available(param: str, instead: Any) -> Detail:
     return Detail(param, f"{param}: this is not available in this version; leave it out.", "not_available", patch)
 
 
+def check_validation(dataset: Dataset) -> list[Detail]:
+    param = "dataset.validation_file"
+    if dataset.validation_file is None:
+        return []
+    if dataset.validation_file == dataset.file:
+        message = f"{param}: this is the file that is trained on. Upload other rows, or set dataset.validation_fraction."
+        return [Detail(param, message, patch={"dataset": {"validation_file": None}})]
+    if dataset.validation_fraction:
+        message = f"{param}: rows are held out by a file or by dataset.validation_fraction, not both."
+        return [Detail(param, message, patch={"dataset": {"validation_fraction": 0.0}})]
+    return []
+
+
 def check_combinations(spec: JobSpec) -> list[Detail]:
     """Fields that are right by themselves and wrong together."""
     seen: Counter[str] = Counter()
-    details = []
+    details = check_validation(spec.dataset)
     for place, export in enumerate(spec.exports):
         name = f"{export.kind} {export.quantization}" if export.kind == "gguf" else export.kind
         seen[name] += 1

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from app import hub
 from app.base_models import catalog
 from app.db import read_session
 from app.errors import Detail, InvalidSpec
@@ -23,13 +24,11 @@ def validate(session: Session, settings: Settings, spec: JobSpec) -> None:
     details = [*check_available(spec), *check_combinations(spec)]
     values, missing = read_secrets(session, settings, spec)
     details += missing
-    if (
-        not missing
-        and (problem := catalog.check(spec.base_model, spec.revision, settings, values.get("hub_token"))) is not None
-    ):
-        details.append(problem)
-    if spec.dataset.file is not None:
-        details += check_file(files.find(session, spec.dataset.file), spec)
+    if not missing:
+        details += check_names(settings, spec, values.get("hub_token"))
+    for field in ("file", "validation_file"):
+        if (file_id := getattr(spec.dataset, field)) is not None:
+            details += check_file(files.find(session, file_id), file_id, spec, f"dataset.{field}")
     if details:
         raise InvalidSpec.of(details)
 
@@ -49,24 +48,37 @@ def read_secrets(session: Session, settings: Settings, spec: JobSpec) -> tuple[d
     return values, missing
 
 
-def check_file(file: File | None, spec: JobSpec) -> list[Detail]:
+def check_names(settings: Settings, spec: JobSpec, token: str | None) -> list[Detail]:
+    """What is wrong with the base model and the data set that the spec names; the hub is asked about its own."""
+    problems = [catalog.check(spec.base_model, spec.revision, settings, token)]
+    if spec.dataset.hub is not None:
+        problems.append(hub.check_data_set(spec.dataset.hub.repo, spec.dataset.hub.revision, token))
+    return [problem for problem in problems if problem is not None]
+
+
+def check_file(file: File | None, file_id: str, spec: JobSpec, param: str) -> list[Detail]:
     """What is not known yet, because no worker has read the file, is decided by `prepare`."""
     if file is None:
-        message = f"dataset.file: there is no file {spec.dataset.file!r}. POST /v1/files uploads one and answers its id."
-        return [Detail("dataset.file", message, "dataset_not_found")]
+        message = f"{param}: there is no file {file_id!r}. POST /v1/files uploads one and answers its id."
+        return [Detail(param, message, "dataset_not_found")]
     if file.status == "error":
-        return [Detail("dataset.file", f"dataset.file: the file cannot be read: {file.status_details}", "dataset_invalid")]
+        return [Detail(param, f"{param}: the file cannot be read: {file.status_details}", "dataset_invalid")]
     report = file.report
     if report is None or spec.dataset.format not in ("auto", report["format"]):
         return []
     rows, refused = report["rows"], report["rows_refused"]
     if rows <= refused:
-        message = f"dataset.file: none of its {rows} rows can be trained on. {describe_refusals(report)}"
-        return [Detail("dataset.file", message.rstrip(), "dataset_empty")]
+        message = f"{param}: none of its {rows} rows can be trained on. {describe_refusals(report)}"
+        return [Detail(param, message.rstrip(), "dataset_empty")]
+    if refused and param == "dataset.validation_file":
+        message = (
+            f"{param}: {refused} of {rows} rows are refused; a validation file must have none. {describe_refusals(report)}"
+        )
+        return [Detail(param, message, "dataset_invalid")]
     if refused > spec.dataset.max_refused:
-        message = f"dataset.file: {refused} of {rows} rows are refused, dataset.max_refused is {spec.dataset.max_refused}. "
+        message = f"{param}: {refused} of {rows} rows are refused, dataset.max_refused is {spec.dataset.max_refused}. "
         patch = {"dataset": {"max_refused": refused}}
-        return [Detail("dataset.file", message + describe_refusals(report), "dataset_invalid", patch)]
+        return [Detail(param, message + describe_refusals(report), "dataset_invalid", patch)]
     return []
 
 

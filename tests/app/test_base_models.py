@@ -31,10 +31,15 @@ print(json.dumps([problem and [problem.param, problem.code] for problem in probl
 """
 
 
-def check(environment, *models):
+DATA_SETS = CODE.replace("from app.base_models import catalog", "from app import hub").replace(
+    "catalog.check(repo, revision, Settings(), token)", "hub.check_data_set(repo, revision, token)"
+)
+
+
+def check(environment, *models, code=CODE):
     """In a fresh interpreter, because huggingface_hub reads its endpoint when it is imported."""
     done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(models)], capture_output=True, text=True, env=os.environ | environment
+        [sys.executable, "-c", code, json.dumps(models)], capture_output=True, text=True, env=os.environ | environment
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -56,6 +61,23 @@ def test_a_model_is_looked_up_and_refused_for_what_the_hub_says(hub):
         ("good/ill", None, None): None,
     }
     assert check(hub.environment, *asked) == list(asked.values())
+
+
+def test_a_data_set_is_looked_up_and_refused_for_what_the_hub_says(hub):
+    hub.add("datasets", "good/rows", {"train.jsonl": b"{}"})
+    hub.add("datasets", "good/gated", {"train.jsonl": b"{}"}, gated=True, readers={"hf_friend"})
+    hub.add("datasets", "good/hidden", {"train.jsonl": b"{}"}, private=True, readers={"hf_friend"})
+    asked = {
+        ("good/rows", None, None): None,
+        ("good/rows", "v9", None): ["dataset.hub.revision", "dataset_not_found"],
+        ("good/gated", None, None): ["dataset.hub.repo", "hub_unauthorized"],
+        ("good/gated", None, "hf_reader"): ["dataset.hub.repo", "hub_unauthorized"],
+        ("good/gated", None, "hf_friend"): None,
+        ("good/hidden", None, None): ["dataset.hub.repo", "dataset_not_found"],
+        ("good/hidden", None, "hf_friend"): None,
+        ("good/rows", None, "hf_wrong"): ["hub_token", "hub_unauthorized"],
+    }
+    assert check(hub.environment, *asked, code=DATA_SETS) == list(asked.values())
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_believed_to_have_the_model(hub):

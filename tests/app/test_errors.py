@@ -6,8 +6,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_every_code_that_the_api_answers_is_documented():
     sources = "\n".join(path.read_text() for path in (ROOT / "app").rglob("*.py"))
-    by_name = re.findall(r'\bcode="([a-z_]+)"', sources)
-    of_details = re.findall(r'Detail\([^()]*(?:\([^()]*\)[^()]*)*"((?:dataset|model|not|invalid)_[a-z]+)"', sources)
+    by_name = re.findall(r'\b(?:code|not_found|gated)="([a-z_]+)"', sources)
+    of_details = re.findall(r'Detail\([^()]*(?:\([^()]*\)[^()]*)*"((?:dataset|model|not|invalid|hub|secret)_[a-z_]+)"', sources)
     of_classes = re.findall(r'(?:status, type, code = .*|code(?:: str \| None)? = )"([a-z_]+)"$', sources, re.MULTILINE)
     codes = {*by_name, *of_details, *of_classes}
     page = (ROOT / "docs" / "errors.md").read_text()

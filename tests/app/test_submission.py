@@ -82,7 +82,7 @@ def test_all_that_is_wrong_is_listed_at_once(client):
     assert found(error) == {
         ("base_model", "model_not_found"),
         ("dataset.file", "dataset_not_found"),
-        ("dataset.validation_file", "not_available"),
+        ("dataset.validation_file", "dataset_not_found"),
         ("gpus", "not_available"),
         ("exports[0].quantization", "not_available"),
         ("exports[2]", "invalid_spec"),
@@ -95,7 +95,6 @@ LATER = {
     "lora.variant": "dora",
     "lora.target_modules": ["q_proj"],
     "lora.modules_to_save": ["lm_head"],
-    "dataset.validation_file": "file-y",
     "training.memory": "low",
     "preference": {"beta": 0.2},
     "early_stopping": {"patience": 3},
@@ -166,6 +165,34 @@ def test_an_unreadable_file_is_refused_with_what_the_worker_found(client, upload
 
 def test_a_file_that_no_worker_has_read_yet_is_taken(submit):
     submit()
+
+
+def test_rows_are_held_out_by_a_file_or_by_a_fraction(client, upload):
+    rows, others = upload()["id"], upload(name="others.jsonl")["id"]
+    for field, instead in (("validation_fraction", 0.1), ("validation_file", rows)):
+        data_set = {"file": rows, "validation_file": others, field: instead}
+        error = refuse(client, {"base_model": BUILT_IN, "dataset": data_set})
+        assert found(error) == {("dataset.validation_file", "invalid_spec")}
+        fixed = merged({"base_model": BUILT_IN, "dataset": data_set}, error["details"][0]["patch"])
+        job = client.post("/v1/jobs", json=fixed)
+        assert job.status_code == 201
+        client.delete(f"/v1/jobs/{job.json()['id']}")
+
+
+def test_a_validation_file_has_only_rows_that_can_be_used(client, upload, inspected):
+    rows, others = upload()["id"], upload(name="others.jsonl")["id"]
+    inspected(others, report=report(10, 2))
+    spec = {"base_model": BUILT_IN, "dataset": {"file": rows, "validation_file": others, "max_refused": 5}}
+    error = refuse(client, spec)
+    assert found(error) == {("dataset.validation_file", "dataset_invalid")}
+    assert "Line 7" in error["message"]
+
+
+def test_a_validation_file_stays_while_a_job_needs_it(client, upload, submit):
+    others = upload(name="others.jsonl")["id"]
+    submit(dataset={"file": upload()["id"], "validation_file": others})
+    answer = client.delete(f"/v1/files/{others}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "file_in_use")
 
 
 @pytest.fixture

@@ -113,6 +113,22 @@ def test_a_failure_ends_the_job_with_its_code_and_its_patch(supervised: Supervis
     assert supervised.runs(job_id)[0].error == job.error
 
 
+def test_a_validation_file_is_handed_over_with_its_name(supervised: Supervised) -> None:
+    supervised.script("""
+        assert inputs.file.read_bytes() == b"{}\\n"
+        assert (inputs.validation_file.read_bytes(), inputs.validation_filename) == (b"[]", "held-out.json")
+    """)
+    held_out = supervised.upload(b"[]", "held-out.json").id
+    files = {"file": supervised.upload(b"{}\n").id, "validation_file": held_out}
+    job_id = supervised.submit(dataset=files)
+    supervised.work()
+    assert supervised.job(job_id).status is JobStatus.SUCCEEDED
+    job_id = supervised.submit(dataset=files | {"validation_file": "file-gone"})
+    supervised.work()
+    error = supervised.job(job_id).error
+    assert error and (error["code"], error["param"]) == ("dataset_not_found", "dataset.validation_file")
+
+
 def test_a_missing_data_set_fails_before_anything_starts(supervised: Supervised) -> None:
     supervised.script("")
     job_id = supervised.submit(dataset={"file": "file-gone"})

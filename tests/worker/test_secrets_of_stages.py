@@ -16,6 +16,7 @@ from worker.runner import Runner, work
 
 TOKEN = "hf_thisIsTheTokenOfTheTest"
 ROWS = [{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]} for n in range(8)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
 @pytest.fixture
@@ -53,16 +54,15 @@ def run(client, engine, settings, storage, no_broker, monkeypatch, tmp_path):
     """Stores the token, submits a job that names it, and runs what a cpu worker would. The job and all that was written."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
 
-    def run(base_model, *, meanwhile=lambda: None):
+    def run(base_model, *, meanwhile=lambda: None, **fields):
         assert client.put("/v1/secrets/hf", json={"value": TOKEN}).status_code == 200
-        rows = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-        form = {"data": {"purpose": "fine-tune"}, "files": {"file": ("rows.jsonl", rows)}}
+        form = {"data": {"purpose": "fine-tune"}, "files": {"file": ("rows.jsonl", LINES)}}
         spec = {
             "base_model": base_model,
             "hub_token": "secret:hf",
             "dataset": {"file": client.post("/v1/files", **form).json()["id"]},
             "exports": [{"kind": "adapter"}],
-        }
+        } | fields
         job_id = client.post("/v1/jobs", json=spec).json()["id"]
         meanwhile()
         work(Runner(engine, settings, storage, "wrk_test"), Resource.CPU)
@@ -97,7 +97,8 @@ def test_a_stage_reads_a_private_model_and_leaves_no_trace_of_the_token(
 ):
     caplog.set_level("DEBUG")
     hub.add("models", "org/private", model_files, private=True, readers={TOKEN})
-    job = run("org/private")
+    hub.add("datasets", "org/rows", {"train.jsonl": LINES}, gated=True, readers={TOKEN})
+    job = run("org/private", dataset={"hub": {"repo": "org/rows"}})
     assert job["stages"][0]["status"] == "succeeded", job
     assert any("model.safetensors" in request for request in hub.requests)
     assert hub.seen == set()
