@@ -7,7 +7,6 @@ cache_dir/models/<name, / as -->/<revision>/    complete, because it is renamed 
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 from app.jobs.spec import BUILT_IN_MODEL
 from app.jobs.states import FailureCode
 from worker.data import built_in_model, hub_models
+from worker.data.architectures import is_trainable
 from worker.data.locks import exclusive
 from worker.stages import StageFailure
 
@@ -198,19 +198,23 @@ def check_config(config: dict[str, Any], name: str, card: Any) -> None:
     """StageFailure unless we can train it: a causal language model in 16 or 32 bits that transformers knows."""
     if "quantization_config" in config:
         raise already_quantised(name, card)
-    if "auto_map" in config and not is_known(config.get("model_type")):
-        message = f"{name} needs code of its own, which is never run."
-        hint = "Use a model that transformers supports by itself."
-        raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint=hint, param="base_model")
+    known = is_trainable(config.get("model_type"))
+    if "auto_map" in config and not known:
+        raise unsupported(
+            f"{name} needs code of its own, which is never run.", "Use a model that transformers supports by itself."
+        )
     if not any(str(architecture).endswith("ForCausalLM") for architecture in config.get("architectures") or []):
         message = f"{name} is not a causal language model: its architectures are {config.get('architectures')}."
-        raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint="Use a text generation model.", param="base_model")
+        raise unsupported(message, "Use a text generation model.")
+    if not known:
+        message = (
+            f"The installed transformers has no text generation model of the type {config.get('model_type')!r}, as {name} is."
+        )
+        raise unsupported(message, "Use a model of another architecture, or update transformers on the workers.")
 
 
-def is_known(model_type: Any) -> bool:
-    """Whether transformers has the architecture, told by its folder: the table of them would import torch."""
-    module = str(model_type).replace("-", "_")
-    return module.isidentifier() and importlib.util.find_spec(f"transformers.models.{module}") is not None
+def unsupported(message: str, hint: str) -> StageFailure:
+    return StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint=hint, param="base_model")
 
 
 def already_quantised(name: str, card: Any) -> StageFailure:

@@ -27,6 +27,7 @@ from worker.leftovers import MARK
 from worker.stages import Inputs, OutputFile, Report, StageFailure
 from worker.stages.__main__ import die_with
 
+SCRIPT = "convert_hf_to_gguf.py"
 REPORT_SECONDS = 1.0
 KEPT_LINES = 400
 LOG_PREFIX = re.compile(r"^(INFO|WARNING|ERROR):[\w.-]+:")
@@ -50,10 +51,14 @@ def slug(title: str) -> str:
 
 def convert(model: Path, path: Path, quantization: str, inputs: Inputs, report: Report) -> None:
     arguments = ["--outtype", quantization, "--outfile", str(path), f"--model-name={inputs.title}", str(model)]
-    script = inputs.converter_dir / "convert_hf_to_gguf.py"
+    run_converter(arguments, quantization, inputs, report)
+
+
+def run_converter(arguments: list[str], what: str, inputs: Inputs, report: Report) -> None:
+    """`what` is being written, for the progress. Raises StageFailure `conversion_failed` when the converter gives up."""
     with tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
+            [sys.executable, str(inputs.converter_dir / SCRIPT), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -62,7 +67,7 @@ def convert(model: Path, path: Path, quantization: str, inputs: Inputs, report: 
         )
         assert process.stdout is not None
         try:
-            last_lines = follow(process.stdout, quantization, report)
+            last_lines = follow(process.stdout, what, report)
             process.wait()
         finally:
             process.kill()
@@ -86,7 +91,7 @@ def environment(converter_dir: Path, home: Path) -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", MARK) if name in os.environ} | settings
 
 
-def follow(output: IO[bytes], quantization: str, report: Report) -> list[str]:
+def follow(output: IO[bytes], what: str, report: Report) -> list[str]:
     """Passes the converter's output on to the log, its progress bar to the report. Returns the last lines."""
     kept: deque[str] = deque(maxlen=KEPT_LINES)
     reported = 0.0
@@ -97,7 +102,7 @@ def follow(output: IO[bytes], quantization: str, report: Report) -> list[str]:
             kept.append(line)
         elif time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
-            report("progress", message=f"writing {quantization}: {progress[1]} %")
+            report("progress", message=f"writing {what}: {progress[1]} %")
     return list(kept)
 
 

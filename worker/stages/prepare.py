@@ -20,6 +20,7 @@ from worker.data.rows import Refusal
 from worker.data.surveys import Survey, name_lines
 from worker.data.token_reports import LOW_TRAINED_SHARE, report_tokens
 from worker.data.tokenizer import read_json
+from worker.exports.convertible import require_convertible
 from worker.stages import Inputs, Outcome, Report, StageFailure
 
 
@@ -31,6 +32,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     model = fetch(spec.base_model, spec.revision, **places, token=token, ask_access=True, report=report)
     if is_commit(model.revision):
         report("resolved", spec={"revision": model.revision})
+    require_convertible(model, spec, inputs, report)
 
     def check(found: Survey) -> None:
         report("resolved", spec={"dataset": {"format": found.form}})

@@ -116,6 +116,7 @@ def test_models_that_cannot_be_trained_are_refused_before_their_weights_are_fetc
         "org/pickled": ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "safetensors"),
         "org/quantised": (model_of(quantization_config={"bits": 4}), "already quantised"),
         "org/encoder": (model_of(architectures=["BertModel"]), "not a causal language model"),
+        "org/new": (model_of(model_type="llama9"), "'llama9'"),
         "org/remote": (model_of(model_type="odd", auto_map={"AutoModel": "x.Y"}), "code of its own"),
     }
     for name, (files, _) in cases.items():

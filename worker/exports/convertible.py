@@ -1,0 +1,56 @@
+"""Asks llama.cpp's converter about a base model before any GPU time is spent, instead of after the training.
+
+An architecture that it does not know, and a tokenizer whose pre-tokenizer it does not know, would fail the conversion.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+from app.jobs.spec import BUILT_IN_MODEL, JobSpec
+from app.jobs.states import FailureCode
+from worker.data.base_models import BaseModel
+from worker.exports.gguf import SCRIPT, run_converter
+from worker.stages import Inputs, Report, StageFailure
+
+
+def require_convertible(model: BaseModel, spec: JobSpec, inputs: Inputs, report: Report) -> None:
+    """StageFailure model_unsupported, with the exports that are possible as the patch.
+
+    Asking costs seconds: the converter writes the vocabulary alone. So a yes is kept, by model, revision and converter. Where
+    this host has no converter, the one that converts will tell.
+    """
+    script = inputs.converter_dir / SCRIPT
+    if not spec.exports_of("gguf") or model.name == BUILT_IN_MODEL or not script.is_file():
+        return
+    verdict = verdict_file(model, inputs)
+    if verdict.exists():
+        return
+    report("progress", message="Asking llama.cpp's converter whether it knows the model")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = ["--vocab-only", "--outfile", f"{folder}/vocabulary.gguf", str(model.path)]
+            run_converter(arguments, "the vocabulary", inputs, report)
+    except StageFailure as failure:
+        raise inconvertible(failure.message, spec) from failure
+    verdict.parent.mkdir(parents=True, exist_ok=True)
+    verdict.touch()
+
+
+def verdict_file(model: BaseModel, inputs: Inputs) -> Path:
+    """Named by what it hangs on; pip gives every version of the converter a dist-info folder of its own."""
+    versions = sorted(path.name for path in inputs.converter_dir.glob("*.dist-info"))
+    digest = hashlib.sha256(json.dumps([model.name, model.revision, versions]).encode()).hexdigest()
+    return inputs.cache_dir / "convertible" / digest[:32]
+
+
+def inconvertible(message: str, spec: JobSpec) -> StageFailure:
+    others = [export.model_dump() for export in spec.exports if export.kind != "gguf"]
+    return StageFailure(
+        FailureCode.MODEL_UNSUPPORTED,
+        message,
+        hint="Leave gguf out of exports, or use another base model. The stage's log has the converter's output.",
+        param="exports",
+        patch={"exports": others or [{"kind": "merged"}]},
+    )
