@@ -24,8 +24,11 @@ def attempt_folder(storage: Storage, run: StageRun) -> Path:
 def build_request(session: Session, settings: Settings, storage: Storage, run: StageRun, owner: Job | File) -> dict[str, Any]:
     """Raises StageFailure when the data set is gone."""
     if isinstance(owner, File):
+        asked = run.overrides or {}
         inputs = common_inputs(settings, owner.filename) | {"file": storage.blob(owner.blob_sha256), "filename": owner.filename}
-        return {"stage": run.stage, "spec": None, "inputs": Inputs(**inputs).to_json()}
+        if spec := asked.get("spec"):
+            inputs |= data_set(session, storage, spec) | {"row": asked.get("row")}
+        return {"stage": run.stage, "spec": spec, "inputs": Inputs(**inputs).to_json()}
     spec = merged(owner.spec, run.overrides or {})
     inputs = common_inputs(settings, owner.name or owner.id)
     inputs |= data_set(session, storage, spec) | results(session, storage, run)
@@ -37,15 +40,16 @@ def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job
 
     Later stages go on without: what they need of the hub is in the cache, and hours of training may hang on it.
     """
-    if isinstance(owner, File):
+    asked = (run.overrides or {}).get("spec") if isinstance(owner, File) else owner.spec
+    if asked is None:
         return {}
-    spec = JobSpec.model_validate(owner.spec)
+    spec = JobSpec.model_validate(asked)
     values = {}
     for param, name in spec.secrets().items():
         value = secrets.read(session, settings, name)
         if value is not None:
             values[name] = value
-        elif run.stage is Stage.PREPARE:
+        elif run.stage is Stage.PREPARE or isinstance(owner, File):
             raise StageFailure(
                 FailureCode.HUB_UNAUTHORIZED,
                 f"The secret {name!r} was deleted after the job was submitted, or its key is gone.",

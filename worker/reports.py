@@ -1,4 +1,4 @@
-"""Writes down what a stage reports about its job. Inspections have no job; their reports go nowhere."""
+"""Writes down what a stage reports about its job. Of a file's stages only the progress is kept."""
 
 import logging
 from typing import Any
@@ -37,6 +37,14 @@ def apply_reports(session: Session, job: Job, run: StageRun, reports: list[dict[
     if points:
         session.add(MetricChunk(job_id=job.id, stage_run_id=run.id, points=points))
     session.add(job)
+
+
+def note_progress(session: Session, run: StageRun, reports: list[dict[str, Any]]) -> None:
+    """How far a run without a job is, in its outputs until those are there."""
+    said = [report["message"] for report in reports if report["kind"] == "progress" and "message" in report]
+    if said:
+        run.outputs = {"progress": said[-1]}
+        session.add(run)
 
 
 def add_checkpoint(session: Session, job: Job, run: StageRun, data: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from app.settings import Settings
 from app.storage import Storage
 from worker.inputs import attempt_folder, build_request, load_secrets
 from worker.process import StageProcess
-from worker.reports import apply_reports
+from worker.reports import apply_reports, note_progress
 from worker.settlement import Ending, Remains, settle
 from worker.stages import StageFailure
 
@@ -253,6 +253,7 @@ def keep(session: Session, runner: Runner, claim: Claim, reports: list[dict[str,
         return False, None
     run = session.get_one(StageRun, claim.run_id)
     if run.job_id is None:
+        note_progress(session, run, reports)
         return True, None
     job = session.get_one(Job, run.job_id)
     if reports:

@@ -86,6 +86,8 @@ def describe_failure(run: StageRun, remains: Remains) -> dict[str, Any]:
 
 def publish(session: Session, storage: Storage, owner: Job | File, run: StageRun, out: Path) -> None:
     if isinstance(owner, File):
+        if run.stage is not Stage.INSPECT:
+            return  # asked for by the run's key, and answered from its outputs
         publish_inspection(session, owner, (run.outputs or {})["values"])
     else:
         publish_stage(session, storage, owner, run, out)

@@ -3,15 +3,19 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
-from app.dependencies import EngineDep, ReadSession, StorageDep, WriteSession
+from app.dependencies import EngineDep, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.downloads import send_blob
 from app.error_handlers import refuse_with_400
-from app.files import repository, service
+from app.files import repository, service, tokenised
 from app.files.multipart import Form, receive
 from app.files.schemas import DeletedFile, File, Upload
+from app.files.tokenised import PreviewOptions, ReportOptions
 from app.ids import new_id
+from app.jobs import stage_runs
+from app.jobs.states import Stage
+from app.models import StageRun
 from app.pagination import After, Limit, Page, make_page
 from app.strictness import refuse_idempotency_key, refuse_unknown_query
 
@@ -20,6 +24,7 @@ MAX_LIMIT = 10_000
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)])
 native_router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_unknown_query)])
 
+PENDING: dict[int | str, dict[str, Any]] = {202: {"description": "A worker has not made it yet."}}
 UPLOAD_FORM = {
     "required": True,
     "content": {
@@ -95,21 +100,46 @@ def get_content(file_id: str, request: Request, session: ReadSession, storage: S
     return send_blob(request, storage, row.blob_sha256, row.filename)
 
 
-@native_router.get("/{file_id}/report", responses={202: {"description": "A worker has not read the file yet."}})
-def get_report(file_id: str, session: ReadSession, response: Response, base_model: str | None = None) -> dict[str, Any]:
-    """What a worker found: rows, format, refused rows with line and reason, duplicates."""
+@native_router.get("/{file_id}/report", responses=PENDING)
+def get_report(
+    file_id: str,
+    session: WriteSession,
+    settings: SettingsDep,
+    response: Response,
+    options: Annotated[ReportOptions, Query()],
+) -> dict[str, Any]:
+    """What a worker found: rows, format, refused rows with line and reason, duplicates. With `base_model` also what its
+    tokenizer and chat template make of them: tokens, the share that is trained, rows that are cut, held-out rows among them."""
     row = repository.get(session, file_id)
-    if base_model is not None:
-        raise service.refuse_tokenised("A report for a base model", "base_model")
     service.check_report(row)
+    if options.base_model is not None:
+        run = tokenised.find_report(session, settings, row, options)
+        found = tokenised.read_result(run, "report")
+        if row.report is not None and found is not None:
+            return row.report | found
+        return answer_later(response, run)
     if row.report is not None:
         return row.report
+    return answer_later(response, stage_runs.find_of_file(session, row, Stage.INSPECT))
+
+
+@native_router.get("/{file_id}/preview", responses=PENDING)
+def get_preview(
+    file_id: str,
+    session: WriteSession,
+    settings: SettingsDep,
+    response: Response,
+    options: Annotated[PreviewOptions, Query()],
+) -> dict[str, Any]:
+    """One row as the base model would see it: its text, its tokens, which of them are trained, and where it is cut."""
+    row = repository.get(session, file_id)
+    service.check_report(row)
+    run = tokenised.find_preview(session, settings, row, options)
+    found = tokenised.read_result(run, "preview")
+    return answer_later(response, run) if found is None else found
+
+
+def answer_later(response: Response, run: StageRun | None) -> dict[str, Any]:
     response.status_code = 202
     response.headers["retry-after"] = "1"
-    return {"status": "pending"}
-
-
-@native_router.get("/{file_id}/preview")
-def get_preview(file_id: str, base_model: str | None = None, row: int = 0) -> dict[str, Any]:
-    """Not available in this version."""
-    raise service.refuse_tokenised("The preview of a row", "base_model")
+    return tokenised.pending(run)

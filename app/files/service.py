@@ -6,7 +6,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app import blobs
-from app.errors import Conflict, Detail, InvalidSpec, NotAvailable
+from app.errors import Conflict, Detail, InvalidSpec
 from app.files import repository
 from app.files.schemas import Upload
 from app.jobs import stage_runs
@@ -76,7 +76,3 @@ def check_report(file: File) -> None:
     """InvalidSpec when the file could not be read; its report is then all that the status says."""
     if file.status == "error":
         raise InvalidSpec(file.status_details or "The file could not be read.", param="file_id", code="dataset_invalid")
-
-
-def refuse_tokenised(what: str, param: str) -> NotAvailable:
-    return NotAvailable(f"{what} is not available in this version. The report without base_model is.", param=param)

@@ -10,7 +10,7 @@ from sqlmodel import Session
 
 from app.jobs import repository as jobs
 from app.jobs import stage_runs
-from app.jobs.states import EventType, FailureCode, JobStatus, StageStatus
+from app.jobs.states import EventType, FailureCode, JobStatus, Stage, StageStatus
 from app.models import File, Job, StageRun
 
 MAX_DEATHS = 3
@@ -54,8 +54,9 @@ def timed_out(run: StageRun, limit: int) -> dict[str, Any]:
 def fail(session: Session, owner: Job | File, run: StageRun, error: dict[str, Any]) -> None:
     """Ends the job, or the inspection, with the error of its last attempt."""
     if isinstance(owner, File):
-        owner.status, owner.status_details = "error", error["message"]
-        session.add(owner)
+        if run.stage is Stage.INSPECT:
+            owner.status, owner.status_details = "error", error["message"]
+            session.add(owner)
         return
     data = {"stage": run.stage, "attempt": run.attempt, "code": error["code"]}
     jobs.record_event(session, owner, EventType.STAGE_FAILED, f"Stage {run.stage} failed: {error['message']}", data)
@@ -84,11 +85,12 @@ def queue_again(
     session: Session, owner: Job | File, run: StageRun, *, reason: str, message: str, overrides: dict[str, Any] | None = None
 ) -> None:
     """Queues the next attempt at the stage of `run`, with the overrides of `run` unless others are given."""
-    attempt = run.attempt + 1
     overrides = overrides or run.overrides
     if isinstance(owner, File):
-        stage_runs.enqueue(session, file=owner, stage=run.stage, attempt=attempt)
+        attempt = stage_runs.next_attempt(session, owner, run.stage)
+        stage_runs.enqueue(session, file=owner, stage=run.stage, attempt=attempt, overrides=overrides, key=run.key)
         return
+    attempt = run.attempt + 1
     stage_runs.enqueue(session, job=owner, stage=run.stage, attempt=attempt, overrides=overrides)
     data = {"stage": run.stage, "attempt": attempt, "reason": reason, "patch": overrides}
     jobs.record_event(session, owner, EventType.JOB_RETRYING, message, data)

@@ -31,8 +31,9 @@ def enqueue(
     stage: Stage,
     attempt: int = 1,
     overrides: dict[str, Any] | None = None,
+    key: str | None = None,
 ) -> StageRun:
-    """Queues an attempt at a stage of `job`, or at the inspection of `file`, and rings its queue."""
+    """Queues an attempt at a stage of `job`, or of `file`, and rings its queue."""
     owner = job or file
     if owner is None:
         raise ValueError("a stage run belongs to a job or to a file")
@@ -44,6 +45,7 @@ def enqueue(
         attempt=attempt,
         resource=stage.resource,
         overrides=overrides,
+        key=key,
     )
     session.add(run)
     session.flush()
@@ -194,9 +196,21 @@ def newest_by_stage(session: Session, job_ids: Iterable[str]) -> dict[str, list[
     return {job_id: sorted(runs.values(), key=lambda run: places.index(run.stage)) for job_id, runs in newest.items()}
 
 
+def find_of_file(session: Session, file: File, stage: Stage, key: str | None = None) -> StageRun | None:
+    """The newest run of a file's stage with this key."""
+    statement = select(StageRun).where(StageRun.file_id == file.id, StageRun.stage == stage, StageRun.key == key)
+    return session.exec(statement.order_by(col(StageRun.attempt).desc()).limit(1)).first()
+
+
+def next_attempt(session: Session, file: File, stage: Stage) -> int:
+    """A file's runs of one stage are numbered through, whatever their key."""
+    statement = select(func.max(StageRun.attempt)).where(StageRun.file_id == file.id, StageRun.stage == stage)
+    return (session.exec(statement).one() or 0) + 1
+
+
 def earlier_attempts(session: Session, run: StageRun) -> Iterator[StageRun]:
-    """The attempts at the same stage before `run`, newest first."""
-    owner = StageRun.job_id == run.job_id if run.job_id else StageRun.file_id == run.file_id
+    """The attempts at the same stage before `run`, newest first; of a file, those with the same key."""
+    owner = StageRun.job_id == run.job_id if run.job_id else (StageRun.file_id == run.file_id) & (StageRun.key == run.key)
     statement = select(StageRun).where(owner, StageRun.stage == run.stage, StageRun.attempt < run.attempt)
     return iter(session.exec(statement.order_by(col(StageRun.attempt).desc())))
 

@@ -23,9 +23,12 @@ TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED
 
 
 class Stage(StrEnum):
-    """`inspect` reads an uploaded file; the others are the stages of a job, in their order."""
+    """`inspect` reads an uploaded file, `measure` and `preview` show what a tokenizer makes of it; the others are the stages of
+    a job, in their order."""
 
     INSPECT = "inspect"
+    MEASURE = "measure"
+    PREVIEW = "preview"
     PREPARE = "prepare"
     TRAIN = "train"
     MERGE = "merge"

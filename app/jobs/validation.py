@@ -66,6 +66,10 @@ def check_file(file: File | None, file_id: str, spec: JobSpec, param: str) -> li
     report = file.report
     if report is None or spec.dataset.format not in ("auto", report["format"]):
         return []
+    if (report["format"] == "preference") != (spec.method == "dpo"):
+        wanted = "preferences, chosen and rejected" if spec.method == "dpo" else "rows with one answer"
+        message = f"{param}: its rows are {report['format']}, but the method {spec.method} learns from {wanted}."
+        return [Detail(param, message)]
     rows, refused = report["rows"], report["rows_refused"]
     if rows <= refused:
         message = f"{param}: none of its {rows} rows can be trained on. {describe_refusals(report)}"

@@ -144,14 +144,6 @@ def test_the_report_is_pending_then_there_then_the_files_error(client, upload, i
     assert (answer.status_code, answer.json()["error"]["message"]) == (422, "The file is no JSON.")
 
 
-def test_what_needs_a_tokenizer_is_not_available(client, upload):
-    file_id = upload()["id"]
-    for path in (f"/v1/files/{file_id}/report?base_model=x", f"/v1/files/{file_id}/preview?base_model=x&row=0"):
-        answer = client.get(path)
-        assert answer.status_code == 422
-        assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("not_available", "base_model")
-
-
 def test_a_file_that_a_job_needs_cannot_be_deleted(client, submit):
     job = submit()
     path = f"/v1/files/{job['spec']['dataset']['file']}"

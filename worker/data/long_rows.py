@@ -12,9 +12,10 @@ from worker.data.spool import Document
 
 class Fitted(NamedTuple):
     """A sample's documents, none for one that was dropped, and what happened to it: parted at a turn, robbed of its end, or
-    written as several documents by its template; and how many tokens are lost."""
+    written as several documents by its template; and how many tokens are lost. `pieces` are what was there before the cut."""
 
     documents: list[Document]
+    pieces: list[Encoded]
     split: bool = False
     cut: bool = False
     unrolled: bool = False
@@ -36,22 +37,18 @@ def fit(samples: Sequence[Sample], encoder: Encoder, *, max_seq_length: int, pol
 def fit_one(sample: Sample, encoded: list[Encoded], encoder: Encoder, max_seq_length: int, policy: str) -> Fitted:
     unrolled = len(encoded) > 1 and not isinstance(sample, Preference)
     if fits(encoded, max_seq_length):
-        return Fitted([Document(*document[:2]) for document in encoded], unrolled=unrolled)
+        return Fitted([Document(*document[:2]) for document in encoded], encoded, unrolled=unrolled)
     if policy == "drop":
-        return Fitted([], tokens_lost=count_tokens(encoded))
+        return Fitted([], encoded, tokens_lost=count_tokens(encoded))
     parts = split(sample, encoded, encoder, max_seq_length) if policy == "split" else None
     pieces = parts or encoded
     documents = cut(pieces, max_seq_length)
     if isinstance(sample, Preference) and len(documents) < len(pieces):
         documents = []
     lost = count_tokens(pieces) - count_tokens(documents)
-    return Fitted(
-        documents,
-        split=parts is not None and bool(documents),
-        cut=bool(documents) and lost > 0,
-        unrolled=unrolled,
-        tokens_lost=lost,
-    )
+    if not documents:
+        return Fitted([], pieces, tokens_lost=lost)
+    return Fitted(documents, pieces, split=parts is not None, cut=lost > 0, unrolled=unrolled, tokens_lost=lost)
 
 
 def fits(encoded: list[Encoded], max_seq_length: int) -> bool:

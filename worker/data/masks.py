@@ -82,6 +82,9 @@ class Encoder:
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return [*self._missing_bos(ids), *ids], text
 
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids))
+
     def find_answer_ends(self, conversation: Conversation) -> list[int] | None:
         """The `answer_ends` of a conversation that is one document. None if the template does not let them be told."""
         try:

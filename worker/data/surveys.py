@@ -36,7 +36,7 @@ class Survey:
     of its digest, its line, its number of turns (1 for a text) and of characters."""
 
     form: str
-    columns: list[str]
+    columns: list[str] = field(default_factory=list)
     rows: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     refused_by_code: Counter[str] = field(default_factory=Counter)
@@ -69,18 +69,10 @@ def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int, report: Any =
 
     StageFailure dataset_invalid if no row can be read or their form is not known.
     """
-    iterator = iter(rows)
-    head = read_head(iterator)
-    readable = [row.fields for row in head if isinstance(row, Row)]
-    if not head:
-        raise StageFailure(FailureCode.DATASET_EMPTY, "The data set has no rows.", hint="Give one with at least one row.")
-    if not readable:
-        message = f"No row can be read. {name_lines([item for item in head if isinstance(item, Refusal)])}"
-        raise StageFailure(FailureCode.DATASET_INVALID, message, hint="Write one JSON object a line.")
-    columns = dict.fromkeys(str(name) for fields in readable for name in fields)
-    found = Survey(detect(readable) if form == "auto" else form, list(columns))
+    form, rows = tell_form(rows, form)
+    found = Survey(form)
     pulse = Pulse(report, "Reading the data set") if report else None
-    for item in normalise(chain(head, iterator), found.form):
+    for item in normalise(note_columns(rows, found), form):
         found.rows += 1
         if pulse:
             pulse.beat(found.rows)
@@ -95,6 +87,27 @@ def survey(rows: Iterable[Row | Refusal], *, form: str, seed: int, report: Any =
             found.turns.append(len(texts))
             found.characters.append(sum(map(len, texts)))
     return found
+
+
+def note_columns(rows: Iterable[Row | Refusal], found: Survey) -> Iterator[Row | Refusal]:
+    """The rows as they are; the columns of the first DETECTION_ROWS are written down."""
+    for number, row in enumerate(rows):
+        if number < DETECTION_ROWS and isinstance(row, Row):
+            found.columns += [name for name in map(str, row.fields) if name not in found.columns]
+        yield row
+
+
+def tell_form(rows: Iterable[Row | Refusal], form: str) -> tuple[str, Iterator[Row | Refusal]]:
+    """The form, told from the first rows if it is `auto`, and all rows. StageFailure as `survey`."""
+    iterator = iter(rows)
+    head = read_head(iterator)
+    readable = [row.fields for row in head if isinstance(row, Row)]
+    if not head:
+        raise StageFailure(FailureCode.DATASET_EMPTY, "The data set has no rows.", hint="Give one with at least one row.")
+    if not readable:
+        message = f"No row can be read. {name_lines([item for item in head if isinstance(item, Refusal)])}"
+        raise StageFailure(FailureCode.DATASET_INVALID, message, hint="Write one JSON object a line.")
+    return detect(readable) if form == "auto" else form, chain(head, iterator)
 
 
 def read_head(rows: Iterator[Row | Refusal]) -> list[Row | Refusal]:

@@ -35,6 +35,8 @@ from app.jobs.states import FailureCode, Stage
 
 STAGES: dict[Stage, str] = {
     Stage.INSPECT: "worker.stages.inspect",
+    Stage.MEASURE: "worker.stages.measure",
+    Stage.PREVIEW: "worker.stages.preview",
     Stage.PREPARE: "worker.stages.prepare",
     Stage.TRAIN: "worker.stages.train",
     Stage.MERGE: "worker.stages.merge",

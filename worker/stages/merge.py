@@ -1,5 +1,6 @@
 """Merges the trained adapter onto the 16-bit base model. `merged/` is then a normal model folder."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -31,9 +32,17 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
         print(f"peft merges this adapter: {reason}.", flush=True)
         tied, digests = merged_by_peft.merge(folder, base, into, merged.TORCH_DTYPES[dtype]), {}
     companions.copy(base, into, dtype=dtype, tied=tied)
+    copy_template(inputs, into)
     companions.write_card(base, into, title=inputs.title, base_model=spec.base_model)
     values = {"merged": "merged", "method": "peft" if reason else "stream", "dtype": companions.DTYPE_NAMES[dtype]}
     return Outcome(values, list_files(out, into, digests) if spec.exports_of("merged") else [])
+
+
+def copy_template(inputs: Inputs, into: Path) -> None:
+    """The chat template that `prepare` gave a base model without one: the model must be asked as it was trained."""
+    template = inputs.folders[Stage.PREPARE] / "chat_template.jinja"
+    if template.exists():
+        shutil.copyfile(template, into / template.name)
 
 
 def find_base(spec: JobSpec, inputs: Inputs, report: Report) -> Path:

@@ -66,7 +66,7 @@ def merge(models: Path, trained: Path, out: Path, exports=("merged",)):
         models_dir=models,
         converter_dir=models,
         title="My model",
-        folders={Stage.TRAIN: trained},
+        folders={Stage.TRAIN: trained, Stage.PREPARE: trained.parent / "prepare"},
         values={Stage.PREPARE: {"base_model": {"revision": None}}},
     )
     return run(spec, inputs, out, Report(out / "events.jsonl"))
@@ -126,6 +126,17 @@ def test_the_folder_is_complete_and_hashed(models, tmp_path):
     stored = [entry for path in folder.glob("*.safetensors") for entry in read_entries(path)]
     assert index["metadata"]["total_size"] == sum(entry.bytes for entry in stored)
     assert index["weight_map"].keys() == {entry.name for entry in stored}
+
+
+def test_a_template_that_the_base_lacks_comes_from_prepare(models, tmp_path):
+    base = save_base(models)
+    (base / "chat_template.jinja").unlink()
+    trained = save_adapter(base, tmp_path / "train")
+    (tmp_path / "prepare").mkdir()
+    (tmp_path / "prepare" / "chat_template.jinja").write_text("plain")
+    outcome = merge(models, trained, tmp_path / "out")
+    assert (tmp_path / "out/merged/chat_template.jinja").read_text() == "plain"
+    assert "merged/chat_template.jinja" in {file.name for file in outcome.files}
 
 
 def test_nothing_is_published_for_gguf_alone(models, tmp_path):
@@ -236,7 +247,7 @@ def peak_bytes(models: Path, trained: Path, attempt: Path) -> int:
         models_dir=models,
         converter_dir=models,
         title="m",
-        folders={Stage.TRAIN: trained},
+        folders={Stage.TRAIN: trained, Stage.PREPARE: trained.parent / "prepare"},
         values={Stage.PREPARE: {"base_model": {"revision": None}}},
     )
     spec = {"base_model": "tiny", "dataset": {"file": "file-1"}, "exports": [{"kind": "merged"}]}

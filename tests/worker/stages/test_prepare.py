@@ -10,39 +10,24 @@ import pytest
 from hub_server import HubServer
 
 from app.jobs.spec import JobSpec
-from worker.data import built_in_model
-from worker.data.gguf_weights import read_gguf
 from worker.data.plan import Plan
 from worker.data.tokenizer import load_tokenizer
 from worker.stages import Inputs, Report, StageFailure
 from worker.stages.prepare import run
 
 
-@pytest.fixture(scope="module")
-def models_dir(tmp_path_factory):
-    """The built-in model's tokenizer with a config: all of a base model that this stage reads, beside the weights' presence."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    folder.mkdir()
-    metadata, _ = read_gguf(built_in_model.source_file())
-    for name, content in built_in_model.json_files(metadata).items():
-        (folder / name).write_text(json.dumps(content))
-    (folder / "chat_template.jinja").write_text(metadata["tokenizer.chat_template"])
-    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    return folder.parent
-
-
 @pytest.fixture
 def request_of(tmp_path, models_dir):
     """What a supervisor would ask for: the spec, with changes, and inputs with the rows as an uploaded JSONL file."""
 
-    def make(rows=None, **spec):
+    def make(rows=None, *, files=None, **spec):
         file = None
         if rows is not None:
             file = tmp_path / "blob"
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
             spec["dataset"] = {"file": "file-1"} | spec.get("dataset", {})
         places = {"cache_dir": tmp_path / "cache", "models_dir": models_dir, "converter_dir": tmp_path}
-        return {"base_model": "small"} | spec, Inputs(**places, title="job", file=file, filename="rows.jsonl")
+        return {"base_model": "small"} | spec, Inputs(**places, title="job", file=file, filename="rows.jsonl", **files or {})
 
     return make
 
@@ -223,3 +208,81 @@ def test_a_hub_data_set_is_read_at_a_pinned_commit(prepare_in_process, hub, parq
     pinned, _, _ = prepare_in_process(dataset={"hub": {"repo": "org/rows", "revision": commit}}, **options)
     newest, _, _ = prepare_in_process(dataset={"hub": {"repo": "org/rows"}}, **options)
     assert (pinned["values"]["counts"]["rows"], newest["values"]["counts"]["rows"]) == (40, 7)
+
+
+def test_rows_of_a_validation_file_are_held_out_and_never_trained_on(prepare, tmp_path, models_dir):
+    held_out = tmp_path / "held_out"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:2], chat("New?", "Yes.")]))
+    files = {"validation_file": held_out, "validation_filename": "held_out.jsonl"}
+    result, events, out = prepare(ROWS, dataset={"validation_file": "file-2"}, files=files)
+    tokenizer = load_tokenizer(models_dir / "small")
+    training, validation = (documents_of(Plan.open(out / name), tokenizer) for name in ("plan", "validation"))
+    assert (len(training), sorted(validation)) == (38, ["It is 0.<|im_end|>", "It is 2.<|im_end|>", "Yes.<|im_end|>"])
+    report = result["values"]["report"]
+    assert (report["rows_leaked"], report["leaked_lines"], report["validation"]["rows_used"]) == (2, [1, 2], 3)
+    assert [warning["code"] for warning in of_kind(events, "warning")] == ["held_out_rows"]
+    assert (out / "validation" / "samples.jsonl").exists()
+    held_out.write_text(json.dumps({"text": "x"}) + "\n")
+    result, _, _ = prepare(ROWS, dataset={"validation_file": "file-2"}, files=files)
+    assert (result["error"]["code"], result["error"]["param"]) == ("dataset_invalid", "dataset.validation_file")
+
+
+def test_a_mask_that_leaves_next_to_nothing_stops_the_job(prepare):
+    result, _, _ = prepare([chat("word " * 1000, "So.")])
+    assert result["error"]["code"] == "dataset_invalid"
+    assert "less than 1%" in result["error"]["message"]
+    assert result["error"]["patch"] == {"training": {"assistant_only_loss": False}}
+    assert prepare([chat("word " * 1000, "So.")], training={"assistant_only_loss": False})[0]["status"] == "succeeded"
+
+
+def test_the_report_names_what_was_lost(prepare):
+    rows = [*ROWS, ROWS[3], chat("Tell me.", "word " * 200)]
+    result, _, _ = prepare(rows, training={"max_seq_length": 64})
+    report = result["values"]["report"]
+    assert (report["duplicates"], report["duplicate_lines"]) == (1, [41])
+    assert (report["rows_cut"], report["cut_lines"], report["tokens_lost"] > 100) == (1, [42], True)
+    assert report["trained_share"] == round(report["trained_tokens"] / report["tokens"], 4)
+    assert report["chat_template"]["family"] == "chatml"
+    assert result["values"]["chat_template"] == report["chat_template"]
+    assert report["tokens_per_document"]["max"] == 64
+
+
+def preference(question, chosen, rejected):
+    return {"prompt": question, "chosen": chosen, "rejected": rejected}
+
+
+def test_preferences_become_pairs(prepare, models_dir):
+    rows = [preference(f"What is {number}?", "A number.", "No idea.") for number in range(10)]
+    _, _, out = prepare(rows, method="dpo", dataset={"validation_fraction": 0.2})
+    plan = Plan.open(out / "plan")
+    assert (plan.facts["pairs"], plan.rows, plan.facts["documents"]) == (True, 8, 16)
+    row = plan.row(0)
+    start = row.position_ids.tolist().index(0, 1)
+    tokenizer = load_tokenizer(models_dir / "small")
+    chosen, rejected = row.labels[:start], row.labels[start:]
+    assert tokenizer.decode(chosen[chosen >= 0]) == "A number.<|im_end|>"
+    assert tokenizer.decode(rejected[rejected >= 0]) == "No idea.<|im_end|>"
+    prompt = int((chosen >= 0).argmax())
+    assert row.input_ids[:prompt].tolist() == row.input_ids[start : start + prompt].tolist()
+    [sample, _] = read_lines(out / "validation" / "samples.jsonl")
+    assert sample["reference"] == "A number."
+    for method, data in (("sft", rows), ("dpo", ROWS)):
+        error = prepare(data, method=method)[0]["error"]
+        assert (error["code"], error["param"]) == ("invalid_spec", "method")
+        assert error["patch"] == {"method": "dpo" if method == "sft" else "sft"}
+
+
+def test_a_base_model_without_a_template_gets_one_to_publish(prepare, models_dir):
+    template = models_dir / "small" / "chat_template.jinja"
+    text = template.read_text()
+    template.unlink()
+    try:
+        result, _, out = prepare(ROWS)
+    finally:
+        template.write_text(text)
+    facts = result["values"]["chat_template"]
+    assert (facts["source"], facts["family"], facts["stop_token_ids"]) == ("default", "plain", [2])
+    assert "User: " in (out / "chat_template.jinja").read_text()
+    tokenizer = load_tokenizer(models_dir / "small")
+    assert " It is 8.<|im_end|>" in documents_of(Plan.open(out / "plan"), tokenizer)
+    assert not (prepare(ROWS)[2] / "chat_template.jinja").exists()
