@@ -45,7 +45,6 @@ def go_on(session: Session, job: Job, run: StageRun) -> None:
     if rest:
         job.stage = rest[0]
     elif not job.cancel_requested_at:
-        job.pause_requested_at = None
         jobs.set_status(session, job, JobStatus.SUCCEEDED, "The job succeeded.")
         return
     if not recovery.heed(session, job):

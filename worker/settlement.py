@@ -114,12 +114,14 @@ def climb_down(session: Session, job: Job, run: StageRun, error: dict[str, Any])
     """Trains again on the next rung of the ladder, if the spec allows and there is one."""
     training = job.spec["training"]
     rung = next_rung(training) if training["oom_ladder"] else None
-    if rung is None or job.cancel_requested_at:
+    if rung is None:
         recovery.fail(session, job, run, error)
         return
     patch = {"training": rung}
     job.spec = merged(job.spec, patch)
     session.add(job)
+    if recovery.heed(session, job):
+        return
     change = ", ".join(f"training.{key} {value}" for key, value in rung.items())
     message = f"{error['message']} Trying again with {change}."
     overrides = merged(run.overrides or {}, patch)

@@ -66,7 +66,9 @@ def set_status(session: Session, job: Job, status: JobStatus, message: str, data
         job.queued_at = now()
     elif status is JobStatus.RUNNING:
         job.started_at = job.started_at or now()
-    job.finished_at = now() if status.is_terminal else None
+    job.finished_at = None
+    if status.is_terminal:
+        job.finished_at, job.pause_requested_at = now(), None
     session.add(job)
     record_event(session, job, event, message, data)
 

@@ -90,16 +90,11 @@ def resume(session: Session, job_id: str) -> Job:
     return job
 
 
-def queue_next_attempt(session: Session, job: Job, *, keep_overrides: bool = True) -> None:
+def queue_next_attempt(session: Session, job: Job) -> None:
     """Of the job's current stage."""
-    last = stage_runs.last_attempt(session, job.id, Stage(job.stage or Stage.PREPARE))
-    stage_runs.enqueue(
-        session,
-        job=job,
-        stage=Stage(job.stage or Stage.PREPARE),
-        attempt=last.attempt + 1 if last else 1,
-        overrides=last.overrides if last and keep_overrides else None,
-    )
+    stage = Stage(job.stage or Stage.PREPARE)
+    last = stage_runs.last_attempt(session, job.id, stage)
+    stage_runs.enqueue(session, job=job, stage=stage, attempt=last.attempt + 1 if last else 1)
 
 
 def plan_retry(session: Session, settings: Settings, job_id: str, overrides: dict[str, Any]) -> JobSpec:
@@ -146,7 +141,7 @@ def retry(session: Session, job_id: str, spec: JobSpec, overrides: dict[str, Any
     blobs.drop_unused(session, hashes)
     data = {"stage": job.stage, "reason": "asked", "patch": overrides or None}
     repository.set_status(session, job, JobStatus.QUEUED, f"The job was sent on its way again, from stage {job.stage}.", data)
-    queue_next_attempt(session, job, keep_overrides=False)
+    queue_next_attempt(session, job)
     return job, hashes
 
 
