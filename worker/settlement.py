@@ -113,7 +113,8 @@ def fail_or_retry(session: Session, owner: Job | File, run: StageRun, error: dic
 def climb_down(session: Session, job: Job, run: StageRun, error: dict[str, Any]) -> None:
     """Trains again on the next rung of the ladder, if the spec allows and there is one."""
     training = job.spec["training"]
-    rung = next_rung(training) if training["oom_ladder"] else None
+    is_base = error.get("param") in ("base_model", "quantization")  # the base alone is too large: no batch is small enough
+    rung = next_rung(training) if training["oom_ladder"] and not is_base else None
     if rung is None:
         recovery.fail(session, job, run, error)
         return

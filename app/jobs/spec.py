@@ -12,6 +12,7 @@ from app.jobs.states import Stage
 
 SPEC_VERSION = 1
 BUILT_IN_MODEL = "smollm2-135m-instruct"
+MAX_ACCUMULATION = 4096
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,64}$")]
@@ -80,7 +81,7 @@ class Training(SpecModel):
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 2
-    gradient_accumulation: Annotated[int, Field(ge=1, le=4096)] = 4
+    gradient_accumulation: Annotated[int, Field(ge=1, le=MAX_ACCUMULATION)] = 4
     learning_rate: Annotated[float, Field(gt=0, le=1.0)] = 2e-4
     scheduler: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 5

@@ -249,6 +249,7 @@ def test_deaths_before_a_retry_do_not_count(supervised: Supervised) -> None:
     assert [run.attempt for run in supervised.runs(job_id) if run.stage is Stage.PREPARE] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.provokes("timeout")
 def test_a_job_that_runs_too_long_saves_and_fails_with_the_time_that_it_would_need(supervised: Supervised) -> None:
     supervised.script(SAVES_WHEN_ASKED)
     job_id = supervised.submit(max_runtime_seconds=2, base_model="smollm2-135m-instruct")

@@ -129,6 +129,7 @@ def test_a_validation_file_is_handed_over_with_its_name(supervised: Supervised) 
     assert error and (error["code"], error["param"]) == ("dataset_not_found", "dataset.validation_file")
 
 
+@pytest.mark.provokes("dataset_not_found")
 def test_a_missing_data_set_fails_before_anything_starts(supervised: Supervised) -> None:
     supervised.script("")
     job_id = supervised.submit(dataset={"file": "file-gone"})
@@ -199,6 +200,7 @@ def test_a_killed_stage_goes_on_from_what_it_saved(supervised: Supervised) -> No
     assert "SIGKILL" in retrying[0].message
 
 
+@pytest.mark.provokes("worker_lost")
 def test_three_deaths_in_a_row_without_a_checkpoint_end_the_job(supervised: Supervised) -> None:
     supervised.script("""
         if attempt == 2:
@@ -345,6 +347,7 @@ def test_secrets_of_the_service_stay_out_of_the_stage(supervised: Supervised, mo
     assert os.environ["PATH"] in outputs["values"]["environment"]
 
 
+@pytest.mark.provokes("internal")
 def test_results_that_are_not_what_the_stage_said_fail_the_job(supervised: Supervised) -> None:
     supervised.script("""
         (out / "a").write_bytes(b"one")

@@ -2,11 +2,12 @@
 
 import torch
 
+from app.jobs.ladder import next_rung
 from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from worker.stages import StageFailure
 
-MARKS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+MARKS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
@@ -30,13 +31,10 @@ def smaller(spec: JobSpec, training: bool) -> tuple[str, dict | None, str]:
         if spec.quantization == "none":
             return "quantization", {"quantization": "nf4"}, "Quantise the base model: quantization nf4."
         return "base_model", None, "Choose a smaller base model, or a device with more memory."
-    if settings.batch_size > 1:
-        batch = settings.batch_size // 2
-        accumulation = -(-settings.batch_size * settings.gradient_accumulation // batch)
-        patch = {"training": {"batch_size": batch, "gradient_accumulation": accumulation}}
-        return "training.batch_size", patch, f"Lower training.batch_size to {batch} and accumulate {accumulation}."
-    if settings.memory == "speed":
-        return "training.memory", {"training": {"memory": "balanced"}}, "Set training.memory to balanced."
+    rung = next_rung(settings.model_dump())
+    if rung:
+        words = " and ".join(f"training.{name} to {value}" for name, value in rung.items())
+        return f"training.{next(iter(rung))}", {"training": rung}, f"Set {words}."
     length = max(16, settings.max_seq_length // 2)
     patch = {"training": {"max_seq_length": length}}
     return "training.max_seq_length", patch, f"Lower training.max_seq_length to {length}."

@@ -84,7 +84,7 @@ def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokeni
     save_adapter(model, run.out / "adapter")
     try:
         eval_loss, answers_after = measure(run, model, tokenizer, adapter=True)
-    except StageStopped:
+    except BaseException:  # stopped, or out of memory: the next attempt shall only measure
         trainer.save_unless_saved()
         raise
     return Trained(

@@ -111,6 +111,7 @@ def test_a_download_that_broke_off_goes_on(hub, fetch_from):
     assert not part.exists()
 
 
+@pytest.mark.provokes("model_unsupported")
 def test_models_that_cannot_be_trained_are_refused_before_their_weights_are_fetched(hub, fetch_all):
     cases = {
         "org/pickled": ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "safetensors"),
@@ -150,6 +151,7 @@ def test_a_quantised_model_names_its_original(hub, fetch_all):
     assert "Use org/Model, its 16-bit original." in answers[2]["message"]
 
 
+@pytest.mark.provokes("model_not_found", "model_gated", "hub_unauthorized", "hub_unavailable")
 def test_hub_errors_have_their_codes(hub, fetch_all, fetch_from):
     hub.add("models", "org/gated", MODEL, gated=True)
     hub.add("models", "org/private", MODEL, private=True)

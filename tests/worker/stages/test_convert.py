@@ -162,6 +162,7 @@ def fake_converter(folder: Path, script: str) -> Path:
     return folder
 
 
+@pytest.mark.provokes("conversion_failed")
 @pytest.mark.parametrize(
     ("script", "message"),
     [

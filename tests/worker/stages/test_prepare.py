@@ -140,6 +140,7 @@ def test_validation_rows_are_held_out_and_asked(prepare, models_dir):
     assert sample["stop_token_ids"] == [2]
 
 
+@pytest.mark.provokes("dataset_invalid")
 def test_refused_rows_fail_the_job_unless_they_are_allowed(prepare):
     rows = [*ROWS, chat("Why?", ""), {"conversations": 7}]
     result, _, _ = prepare(rows)
@@ -163,6 +164,7 @@ def test_losses_are_never_silent(prepare):
     assert {warning["code"] for warning in of_kind(events, "warning")} == {"rows_dropped", "duplicate_rows", "fewer_rows"}
 
 
+@pytest.mark.provokes("dataset_invalid", "dataset_empty", "invalid_spec", "model_not_found")
 @pytest.mark.parametrize(
     ("rows", "spec", "code", "param"),
     [
