@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import quantiles
+from threading import Barrier
 from typing import Any
 
 from sqlalchemy import Engine
@@ -50,12 +51,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tunesmith-writers-") as folder:
         url = f"sqlite:///{Path(folder) / 'tunesmith.db'}"
         runs = make_runs(url, arguments.writers)
-        start = time.monotonic() + 3
-        jobs_ = [run.job_id or "" for run in runs]
-        with multiprocessing.get_context("spawn").Pool(len(runs) + 1) as pool:
-            read = pool.apply_async(poll, (url, jobs_, start, arguments.seconds))
-            claims = [Claim(run.id, run.fence, Path(folder)) for run in runs]
-            written = [pool.apply_async(write, (url, claim, start, arguments)) for claim in claims]
+        claims = [Claim(run.id, run.fence, Path(folder)) for run in runs]
+        spawning = multiprocessing.get_context("spawn")
+        with spawning.Manager() as manager, spawning.Pool(len(runs) + 1) as pool:
+            gate = manager.Barrier(len(runs) + 1)
+            read = pool.apply_async(poll, (url, [run.job_id for run in runs], gate, arguments.seconds))
+            written = [pool.apply_async(write, (url, claim, gate, arguments)) for claim in claims]
             result = summarize([each.get() for each in written], read.get(), arguments.seconds)
     print(json.dumps(result, indent=2))
     bad = result["lock_errors"] or (not arguments.single and result["transaction_ms"]["p99"] >= WANTED_MS)
@@ -78,15 +79,15 @@ def make_runs(url: str, count: int) -> list[StageRun]:
     return [run for run in claimed if run]
 
 
-def write(url: str, claim: Claim, start: float, arguments: argparse.Namespace) -> dict[str, Any]:
+def write(url: str, claim: Claim, gate: Barrier, arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes at the rate for as long as asked; what is late is caught up with. Times in seconds."""
     runner = Runner(make_engine(url), Settings(), Storage(claim.folder), "wrk_bench")
     tick = 1 / arguments.rate if arguments.single else TICK_SECONDS
     written, seconds, errors = 0, [], 0
-    for elapsed in ticks(start, arguments.seconds, tick):
+    for elapsed in ticks(gate, arguments.seconds, tick):
         due = int(elapsed * arguments.rate)
         reports = [report for step in range(written + 1, due + 1) for report in make_reports(step)]
-        taken, failed = timed(lambda reports=reports: store(runner, claim, reports))
+        taken, failed = timed(store, runner, claim, reports)
         seconds.append(taken)
         errors += failed
         written = written if failed else due
@@ -101,22 +102,23 @@ def store(runner: Runner, claim: Claim, reports: list[dict[str, Any]]) -> None:
 def make_reports(step: int) -> Iterator[dict[str, Any]]:
     """As `worker.training.progress` reports a step."""
     now = time.time()
-    point = {"step": step, "time": now, "loss": 1.2345678, "eval_loss": None, "learning_rate": 2e-4, "grad_norm": 0.7654321}
-    yield {"kind": "metrics", "time": now, "points": [point | {"tokens_per_second": 6410.2, "reserved_bytes": 2_338_324_480}]}
-    counts = {"step": step, "total_steps": 100_000, "percent": 12.34, "eta_seconds": 1227.5, "epoch": 0.9612}
+    point: dict[str, Any] = {"step": step, "time": now, "loss": 1.2345678, "eval_loss": None, "learning_rate": 2e-4}
+    point |= {"grad_norm": 0.7654321, "tokens_per_second": 6410.2, "reserved_bytes": 2_338_324_480}
+    yield {"kind": "metrics", "time": now, "points": [point]}
+    counts: dict[str, Any] = {"step": step, "total_steps": 100_000, "percent": 12.34, "eta_seconds": 1227.5, "epoch": 0.9612}
     counts |= {"tokens_seen": 16384 * step, "trained_tokens": 12000 * step, "tokens_per_second": 6410.2, "message": None}
     yield {"kind": "progress", "time": now, **counts}
 
 
-def poll(url: str, job_ids: list[str], start: float, seconds: float) -> dict[str, list[float]]:
+def poll(url: str, job_ids: list[str], gate: Barrier, seconds: float) -> dict[str, list[float]]:
     """Reads the jobs in turn: each, and every tenth time its points, too. Times in seconds."""
     engine = make_engine(url)
     taken: dict[str, list[float]] = {"job": [], "points": []}
-    for number, _ in enumerate(ticks(start, seconds, POLL_SECONDS)):
+    for number, _ in enumerate(ticks(gate, seconds, POLL_SECONDS)):
         job_id = job_ids[number % len(job_ids)]
-        taken["job"].append(timed(lambda job_id=job_id: read_job(engine, job_id))[0])
+        taken["job"].append(timed(read_job, engine, job_id)[0])
         if number % 10 == 0:
-            taken["points"].append(timed(lambda job_id=job_id: read_points(engine, job_id))[0])
+            taken["points"].append(timed(read_points, engine, job_id)[0])
     return taken
 
 
@@ -130,8 +132,10 @@ def read_points(engine: Engine, job_id: str) -> None:
         load_points(session, job_id)
 
 
-def ticks(start: float, seconds: float, every: float) -> Iterator[float]:
-    """The seconds since `start`, at most once in `every`, until `seconds` are over."""
+def ticks(gate: Barrier, seconds: float, every: float) -> Iterator[float]:
+    """The seconds since all came to the gate, at most once in `every`, until `seconds` are over."""
+    gate.wait()
+    start = time.monotonic()
     due = start + every
     while due <= start + seconds:
         time.sleep(max(0.0, due - time.monotonic()))
@@ -139,11 +143,11 @@ def ticks(start: float, seconds: float, every: float) -> Iterator[float]:
         due = max(due + every, time.monotonic())
 
 
-def timed(call: Callable[[], None]) -> tuple[float, bool]:
+def timed(call: Callable[..., None], *arguments: Any) -> tuple[float, bool]:
     """How long it took, and whether the database was locked for longer than its patience."""
     began = time.perf_counter()
     try:
-        call()
+        call(*arguments)
     except OperationalError:
         return time.perf_counter() - began, True
     return time.perf_counter() - began, False

@@ -14,8 +14,8 @@ from app.jobs.spec import BUILT_IN_MODEL
 from app.settings import Settings
 from worker.data.base_models import fetch
 
-place = {"cache_dir": Settings().cache_dir.expanduser(), "models_dir": None}
-built_in = fetch(BUILT_IN_MODEL, None, **place, report=lambda kind, **data: None).path
+cache = Settings().cache_dir.expanduser()
+built_in = fetch(BUILT_IN_MODEL, None, cache_dir=cache, models_dir=None, report=lambda kind, **data: None).path
 out = Path(sys.argv[1])
 shutil.copytree(built_in, out, ignore=shutil.ignore_patterns("*.safetensors"))
 config = LlamaConfig.from_pretrained(built_in)

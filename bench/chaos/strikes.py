@@ -15,14 +15,16 @@ from processes import Process, find_processes, is_dead, read_state, wait_until
 from service import LEASE_SECONDS
 from sqlalchemy import Engine
 
-WRITE, PUBLICATION = "checkpoint write", "publication"
+WRITE, PUBLICATION, STEPS = "checkpoint write", "publication", "steps"
 SHARES: dict[tuple[str, str, str | None], int] = {
     # signal, target, aim: how often it is drawn, of 100
     ("KILL", "stage", WRITE): 16,
     ("KILL", "worker", WRITE): 6,
     ("KILL", "worker", PUBLICATION): 8,
-    ("KILL", "stage", None): 18,
-    ("KILL", "worker", None): 14,
+    ("KILL", "stage", STEPS): 10,
+    ("KILL", "worker", STEPS): 8,
+    ("KILL", "stage", None): 8,
+    ("KILL", "worker", None): 6,
     ("KILL", "api", None): 10,
     ("KILL", "broker", None): 8,
     ("KILL", "up", None): 3,
@@ -33,8 +35,11 @@ SHARES: dict[tuple[str, str, str | None], int] = {
 LONGEST_WAIT_SECONDS = 20.0
 """For a target, and for what an aimed signal waits for. Then another signal is drawn."""
 DEATH_SECONDS = 5.0
-LATEST_SECONDS = {WRITE: 0.03, PUBLICATION: 0.06, None: 0.0}
+LATEST_SECONDS = {WRITE: 0.03, PUBLICATION: 0.06, STEPS: 2.0, None: 0.0}
 """How long after the sighting an aimed signal may come."""
+LONGEST_MORE_SECONDS = 11.0
+"""How much longer than the lease and a second something may be stopped: so long that another worker's stage may have loaded."""
+WRITES_APART = 16
 AIM_SECONDS = 0.001
 
 
@@ -48,7 +53,7 @@ class Plan:
     late: float
     """Between 0 and 1: how far into what it aims at the signal comes."""
     choice: float
-    """Between 0 and 1: which of several targets."""
+    """Between 0 and 1: which of several targets, and, aimed at a write, which of WRITES_APART checkpoints in a row."""
 
 
 def draw(seed: int, number: int) -> Plan:
@@ -56,6 +61,13 @@ def draw(seed: int, number: int) -> Plan:
     numbers = random.Random(f"{seed} strike {number}")
     kind = numbers.choices(list(SHARES), list(SHARES.values()))[0]
     return Plan(*kind, pause=numbers.uniform(0.5, 4.0), late=numbers.random(), choice=numbers.random())
+
+
+@dataclass(frozen=True)
+class Target:
+    process: Process
+    stage: Process | None
+    """The stage that is hit with it; for the API, the broker and `up` any that runs."""
 
 
 class Striker:
@@ -68,7 +80,7 @@ class Striker:
     def strike(self, plan: Plan) -> dict[str, Any] | None:
         """What was done, for the ledger. None when there was no fitting target in time."""
         self.wait(lambda: False, plan.pause)
-        found: list[Process] = []
+        found: list[Target] = []
 
         def aim() -> bool:
             found[:] = self._find_targets(plan)
@@ -98,60 +110,54 @@ class Striker:
             time.sleep(0.1)
         return True
 
-    def _find_targets(self, plan: Plan) -> list[Process]:
+    def _find_targets(self, plan: Plan) -> list[Target]:
         """Those that the plan names and that may be hit now. A worker with a stage is preferred to an idle one."""
-        processes = find_processes(self._root)
-        targets = [process for process in processes if process.kind == plan.target and process.pid not in self._stopped]
+        processes = [process for process in find_processes(self._root) if process.pid not in self._stopped]
+        stages = [process for process in processes if process.kind == "stage"]
+        targets = [Target(process, find_stage(process, stages)) for process in processes if process.kind == plan.target]
         if plan.target == "worker":
-            busy = {stage.supervisor for stage in processes if stage.kind == "stage"}
-            targets = [worker for worker in targets if worker.pid in busy] or targets
+            targets = [target for target in targets if target.stage] or targets
         if plan.signal == "KILL" or plan.target == "worker":
-            targets = [target for target in targets if self._may_hit(target)]
+            targets = [target for target in targets if self._may_hit(target.process)]
         if plan.aim:
-            stages = [stage for stage in processes if stage.kind == "stage"]
-            aimed = self._sight(stages, targets, plan.aim)
-            targets = [aimed] if aimed else []
+            return self._sight(targets, plan)
         return targets
 
-    def _may_hit(self, target: Process) -> bool:
-        if target.kind == "stage":
-            return may_lose(self._engine, target.supervisor)
-        return target.kind != "worker" or may_lose(self._engine, target.pid)
+    def _may_hit(self, process: Process) -> bool:
+        if process.kind == "stage":
+            return may_lose(self._engine, process.supervisor)
+        return process.kind != "worker" or may_lose(self._engine, process.pid)
 
-    def _sight(self, stages: list[Process], targets: list[Process], aim: str) -> Process | None:
+    def _sight(self, targets: list[Target], plan: Plan) -> list[Target]:
         """Looks without a rest for a short while; gives the target that does what is aimed at."""
-        pairs = [(stage, target) for stage in stages for target in targets if target.pid in (stage.pid, stage.supervisor)]
         deadline = time.monotonic() + 0.5
-        while pairs and time.monotonic() < deadline:
-            for stage, target in pairs:
-                if list_parts(stage.attempt) if aim == WRITE else (stage.attempt / "result.json").exists():
-                    return target
+        write = int(plan.choice * WRITES_APART)
+        while targets and time.monotonic() < deadline:
+            for target in targets:
+                if target.stage and does(target.stage, plan.aim, write):
+                    return [target]
             time.sleep(AIM_SECONDS)
-        return None
+        return []
 
-    def _send(self, plan: Plan, victim: Process) -> dict[str, Any] | None:
-        stages = [process for process in find_processes(self._root) if process.kind == "stage"]
-        hit = next((stage for stage in stages if victim.pid in (stage.pid, stage.supervisor)), None)
-        if victim.kind in ("worker", "stage"):
-            running = hit is not None
-        else:
-            running, hit = bool(stages), next(iter(stages), None)
-        phase = describe_phase(hit) if hit else "between"
+    def _send(self, plan: Plan, target: Target) -> dict[str, Any] | None:
+        victim, stage = target.process, target.stage
         time.sleep(plan.late * LATEST_SECONDS[plan.aim])
         if is_dead(victim.pid):
             return None
+        runs = stage is not None and not is_dead(stage.pid)
         os.kill(victim.pid, getattr(signal, f"SIG{plan.signal}"))
         if plan.signal == "STOP":
-            self._stopped[victim.pid] = time.monotonic() + LEASE_SECONDS + 1 + 2 * plan.late
+            self._stopped[victim.pid] = time.monotonic() + LEASE_SECONDS + 1 + LONGEST_MORE_SECONDS * plan.late
+        inside = self._find_inside(stage, victim) if plan.signal == "KILL" and stage else None
         return {
             "signal": plan.signal,
             "target": victim.kind,
             "pid": victim.pid,
             "aim": plan.aim,
-            "phase": phase,
-            "stage_runs": running,
-            "attempt": str(hit.attempt.relative_to(self._root)) if hit else None,
-            "inside": self._find_inside(hit, victim) if plan.signal == "KILL" and hit and running else None,
+            "phase": describe_phase(stage) if stage else "between",
+            "stage_runs": runs,
+            "attempt": str(stage.attempt.relative_to(self._root)) if stage else None,
+            "inside": inside,
         }
 
     def _find_inside(self, stage: Process, victim: Process) -> str | None:
@@ -165,6 +171,22 @@ class Striker:
             return WRITE
         unpublished = (stage.attempt / "result.json").exists() and is_running(self._engine, stage.attempt)
         return PUBLICATION if unpublished and victim.kind == "worker" else None
+
+
+def find_stage(process: Process, stages: list[Process]) -> Process | None:
+    if process.kind in ("worker", "stage"):
+        return next((stage for stage in stages if process.pid in (stage.pid, stage.supervisor)), None)
+    return next(iter(stages), None)
+
+
+def does(stage: Process, aim: str | None, write: int) -> bool:
+    """Whether the stage does what is aimed at: writes a checkpoint whose number ends as asked, has written its result, or has
+    done a step."""
+    if aim == WRITE:
+        return any(int(part.name.rpartition("-")[2]) % WRITES_APART == write for part in list_parts(stage.attempt))
+    if aim == STEPS:
+        return any((stage.attempt / "out" / "checkpoints").glob("step-*"))
+    return (stage.attempt / "result.json").exists()
 
 
 def list_parts(attempt: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from database import is_running
@@ -98,15 +99,13 @@ class FileWatcher(Watcher):
     def look(self) -> None:
         for path in self._root.glob("jobs/*/train/*/out/checkpoints/step-*"):
             with suppress(FileNotFoundError):  # pruned
-                self._once(f"{path} {path.stat().st_mtime_ns}", lambda path=path: self._check_checkpoint(path))
+                self._once(f"{path} {path.stat().st_mtime_ns}", partial(self._check_checkpoint, path))
         for path in self._root.glob("blobs/*/*"):
-            self._once(str(path), lambda path=path: self._check_blob(path))
+            self._once(str(path), partial(self._check_blob, path))
         try:
             for job in self._client.jobs(limit=5):
                 for artifact in job["artifacts"]:
-                    self._once(
-                        artifact["url"] + artifact["sha256"], lambda job=job["id"], a=artifact: self._check_artifact(job, a)
-                    )
+                    self._once(artifact["url"] + artifact["sha256"], partial(self._check_artifact, job["id"], artifact))
         except ClientError:  # the API is down just now
             return
 
