@@ -40,7 +40,8 @@ def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job
 
     Later stages go on without: what they need of the hub is in the cache, and hours of training may hang on it.
     """
-    asked = (run.overrides or {}).get("spec") if isinstance(owner, File) else owner.spec
+    overrides = run.overrides or {}
+    asked = overrides.get("spec") if isinstance(owner, File) else merged(owner.spec, overrides)
     if asked is None:
         return {}
     spec = JobSpec.model_validate(asked)

@@ -1,6 +1,7 @@
 """A secret's way to the stage that needs it: afterwards it is nowhere but, encrypted, in the database."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,19 @@ ROWS = [{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant"
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
+def list_files_with_token(folder):
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and TOKEN.encode() in path.read_bytes():
+                found.append(path)
+    return found
+
+
 @pytest.fixture
-def hub(monkeypatch):
-    """A hub that looks at every process of the machine while a client waits for its answer."""
+def hub(monkeypatch, tmp_path):
+    """A hub that looks at every process of the machine, and at every file of the service, while a client waits for its answer:
+    what a stage leaves in its attempt's folder is tidied away when it has ended."""
     with HubServer() as server:
         server.seen = set()
 
@@ -33,6 +44,8 @@ def hub(monkeypatch):
                             server.seen.add(f"{name} of {(process / 'cmdline').read_text()}")
                     except OSError:
                         continue
+
+            server.seen |= {str(path) for path in list_files_with_token(tmp_path / "data")}
 
         server.on_request = look
         for name, value in server.environment.items():
@@ -80,7 +93,7 @@ def storage(settings):
 
 def list_leaks(client, engine, job_id, tmp_path):
     """Every place that holds the token after a run."""
-    found = [str(path) for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    found = [str(path) for path in list_files_with_token(tmp_path)]
     with engine.connect() as connection:
         dump = "\n".join(connection.connection.driver_connection.iterdump())
     texts = {"database": dump}
