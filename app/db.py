@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlmodel import Session
 
+from app.reserve import give_up_reserve, reserve_of
+
 SQLITE_PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=NORMAL",
@@ -28,6 +30,8 @@ def make_engine(url: str) -> Engine:
             Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        if reserve := reserve_of(engine):
+            event.listen(engine, "begin", lambda connection: _make_room(connection, reserve), insert=True)
     return engine
 
 
@@ -40,6 +44,11 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     read_only = connection.get_execution_options().get("read_only", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _make_room(connection: Connection, reserve: Path) -> None:
+    if not connection.get_execution_options().get("read_only", False):
+        give_up_reserve(reserve)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from app.errors import Detail, InvalidRequest, InvalidSpec, TunesmithError
+from app.disk import MAKE_SPACE, is_full
+from app.errors import Detail, DiskFull, InvalidRequest, InvalidSpec, TunesmithError
 from app.suggestions import suggest
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TunesmithError, answer_domain_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_error)
+    for kind in (OSError, OperationalError):
+        app.add_exception_handler(kind, answer_full_disk)
 
 
 def refuse_with_400(request: Request) -> None:
@@ -68,6 +72,13 @@ def render(error: TunesmithError, request: Request | None = None) -> JSONRespons
 def answer_domain_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TunesmithError)
     return render(error, request)
+
+
+def answer_full_disk(request: Request, error: Exception) -> JSONResponse:
+    """Other failures of the disk and of the database stay what they are: 500."""
+    if not is_full(error, request.app.state.settings.root):
+        raise error
+    return render(DiskFull(f"The service's disk is full. {MAKE_SPACE}."))
 
 
 def answer_http_error(_request: Request, error: Exception) -> JSONResponse:

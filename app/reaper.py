@@ -22,6 +22,7 @@ from app.jobs import recovery, stage_runs
 from app.jobs.states import Resource
 from app.models import Leader, StageRun, Worker
 from app.queue import ring
+from app.reserve import keep_reserve
 from app.settings import Settings, read_flags
 from app.storage import Storage
 from app.sweep import sweep
@@ -55,6 +56,7 @@ class Reaper:
     def _loop(self) -> None:
         while not self._stopped.wait(self._settings.reaper_seconds):
             try:
+                keep_reserve(self._engine)
                 if make_round(self._engine, self._settings, self._owner) and time.monotonic() >= self._sweep_at:
                     self._sweep_at = time.monotonic() + SWEEP_SECONDS
                     sweep(self._engine, Storage(self._settings.root))

@@ -12,7 +12,12 @@ Rows name blobs by hash and attempts by job, stage and number; only this module 
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+LOG = "log.txt"
+CHECKPOINTS = "out/checkpoints/step-*"
+"""Below the folder of an attempt."""
 
 
 class Storage:
@@ -76,3 +81,32 @@ class Storage:
 
     def remove_file(self, file_id: str) -> None:
         shutil.rmtree(self.file_folder(file_id), ignore_errors=True)
+
+
+def discard_partial(attempt: Path) -> None:
+    """Of an attempt that did not succeed: all but its log and its checkpoints, so that there is room to say so."""
+    keep_only(attempt, {LOG, CHECKPOINTS})
+
+
+def keep_only(folder: Path, patterns: set[str]) -> None:
+    """Removes what matches none of the patterns, which are relative to `folder`, and holds nothing that does."""
+    clear(folder, {path for pattern in patterns for path in folder.glob(pattern)})
+
+
+def clear(path: Path, staying: set[Path]) -> None:
+    if path in staying:
+        return
+    if any(kept.is_relative_to(path) for kept in staying):
+        for inside in list(path.iterdir()):
+            clear(inside, staying)
+    else:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """A folder loses its name first, so that nobody finds half of it. Somebody else may be faster."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path if path.name.startswith(".") else path.rename(path.with_name(f".old-{path.name}")))
+        else:
+            path.unlink()

@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from app.disk import ALMOST_NOTHING, free_bytes
 from worker.leftovers import MARK, end_earlier, remove_record, write_record
+from worker.stages import DISK_FULL_STATUS
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
 POLL_SECONDS = 0.05
@@ -85,6 +87,11 @@ class StageProcess:
     def was_killed_for_memory(self) -> bool:
         """Of a closed process: whether the kernel ended it because the host, or its share of it, had no memory left."""
         return self._process.returncode == -signal.SIGKILL and count_memory_kills() > self._memory_kills_before
+
+    def found_disk_full(self) -> bool:
+        """Of a closed process: whether it ended without a result because there was no room for one, or for a mapped page."""
+        status = self._process.returncode
+        return status == DISK_FULL_STATUS or (status == -signal.SIGBUS and free_bytes(self.attempt) < ALMOST_NOTHING)
 
     def describe_end(self) -> str:
         """How a closed process ended, in words."""

@@ -5,10 +5,10 @@ cancelled; none is open in between. The fence is checked first in each: a run th
 is written about it.
 """
 
-import errno
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +18,14 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlmodel import Session, col
 
 from app.db import read_session, write_session
+from app.disk import is_full
 from app.jobs import recovery, stage_runs
 from app.jobs import repository as jobs
 from app.jobs.states import EventType, FailureCode, JobStatus, Resource, StageStatus
-from app.jobs.tidying import discard_partial, tidy
+from app.jobs.tidying import tidy
 from app.models import File, Job, StageRun, Worker
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import Storage, discard_partial
 from worker.inputs import attempt_folder, build_request, load_secrets
 from worker.process import StageProcess
 from worker.reports import apply_reports, note_progress
@@ -109,7 +110,12 @@ def carry_out(runner: Runner, claim: Claim) -> None:
     except OSError as problem:
         log.exception("%s could not start", claim.folder)
         failed = Remains(
-            Ending.BY_ITSELF, failure_of("The stage could not start", problem), [], claim.folder / "out", "", False
+            Ending.BY_ITSELF,
+            failure_of("The stage could not start", problem, claim.folder),
+            [],
+            claim.folder / "out",
+            "",
+            False,
         )
         put_away(runner, claim, failed)
         return
@@ -124,7 +130,8 @@ def carry_out(runner: Runner, claim: Claim) -> None:
 
 def put_away(runner: Runner, claim: Claim, remains: Remains) -> None:
     if (remains.result or {}).get("status") != "succeeded":
-        discard_partial(claim.folder)
+        with suppress(OSError):  # the sweep tries again
+            discard_partial(claim.folder)
     settle_remains(runner, claim, remains)
     try:
         with read_session(runner.engine) as session:
@@ -139,15 +146,14 @@ def settle_remains(runner: Runner, claim: Claim, remains: Remains) -> None:
         insist(runner, lambda session: settle(session, runner.storage, claim.run_id, claim.fence, remains))
     except (OSError, ValueError) as problem:
         log.exception("the results of %s could not be published", claim.folder)
-        failed = replace(remains, result=failure_of("The stage's results could not be stored", problem))
+        failed = replace(remains, result=failure_of("The stage's results could not be stored", problem, claim.folder))
         insist(runner, lambda session: settle(session, runner.storage, claim.run_id, claim.fence, failed))
 
 
-def failure_of(what: str, problem: Exception) -> dict[str, Any]:
+def failure_of(what: str, problem: Exception, place: Path) -> dict[str, Any]:
     """The result that a stage would have written, had it been at fault."""
-    full = isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
     error = {
-        "code": FailureCode.DISK_FULL if full else FailureCode.INTERNAL,
+        "code": FailureCode.DISK_FULL if is_full(problem, place) else FailureCode.INTERNAL,
         "message": f"{what}: {problem}",
         "hint": "Check the space and the permissions of the data folder, then retry the job.",
         "param": None,
@@ -157,14 +163,17 @@ def failure_of(what: str, problem: Exception) -> dict[str, Any]:
 
 
 def insist(runner: Runner, write: Callable[[Session], T]) -> T:
-    """One transaction, begun anew while the database does not answer, for as long as the lease lasts."""
+    """One transaction, begun anew while the database does not answer, for as long as the lease lasts.
+
+    On a full disk for longer: nobody else can write either, and take the run back.
+    """
     deadline = time.monotonic() + runner.settings.lease_seconds
     while True:
         try:
             with write_session(runner.engine) as session:
                 return write(session)
         except OperationalError as problem:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and not (is_full(problem, runner.storage.root) and not runner.stop.times):
                 raise
             log.warning("the database does not answer, trying again: %s", problem)
             time.sleep(runner.tick_seconds)
@@ -231,7 +240,8 @@ def attend(runner: Runner, claim: Claim, process: StageProcess, time_is_over: fl
             position, confirmed = end, time.monotonic()
         except OperationalError as problem:
             log.warning("the database does not answer: %s", problem)
-            held = time.monotonic() < confirmed + runner.settings.lease_seconds
+            full = is_full(problem, runner.storage.root)
+            held = full or time.monotonic() < confirmed + runner.settings.lease_seconds
         if not held:
             return Ending.FENCED, position
         if runner.stop.times:
@@ -271,4 +281,5 @@ def gather(claim: Claim, process: StageProcess, ending: Ending, position: int) -
         out=claim.folder / "out",
         end=process.describe_end(),
         killed_for_memory=process.was_killed_for_memory(),
+        disk_was_full=process.found_disk_full(),
     )

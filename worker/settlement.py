@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from app.disk import MAKE_SPACE
 from app.jobs import recovery, stage_runs
 from app.jobs.ladder import next_rung
 from app.jobs.spec import merged
@@ -40,6 +41,8 @@ class Remains:
     end: str
     """How it ended, in words."""
     killed_for_memory: bool
+    disk_was_full: bool = False
+    """It could not even write its result."""
 
 
 def settle(session: Session, storage: Storage, run_id: str, fence: int, remains: Remains) -> None:
@@ -77,6 +80,9 @@ def describe_failure(run: StageRun, remains: Remains) -> dict[str, Any]:
     if remains.result and remains.result["status"] == "failed":
         return remains.result["error"] | {"log": recovery.log_path(run)}
     error = recovery.lost(run, f"The process of stage {run.stage} {remains.end}.")
+    if remains.disk_was_full:
+        message = f"The disk was full: stage {run.stage} could not even write its result."
+        return error | {"code": FailureCode.DISK_FULL, "message": message, "hint": f"{MAKE_SPACE}, then retry the job."}
     if not remains.killed_for_memory:
         return error
     message = f"The kernel killed the process of stage {run.stage}, because the host had no memory left."

@@ -1,9 +1,9 @@
 """Reads a multipart upload as it arrives: the file goes straight to its place in storage and is hashed on the way."""
 
-import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from app.errors import Detail, DiskFull, InvalidRequest, InvalidSpec, TooLarge
+from app.errors import Detail, InvalidRequest, InvalidSpec, TooLarge
 
 WRITE_BYTES = 1 << 20
 MAX_FIELD_BYTES = 10_000
@@ -57,22 +57,18 @@ class Form:
             self._parser.write(data)
         except FormParserError as problem:
             raise InvalidRequest(f"The multipart body is malformed: {problem}") from problem
-        except OSError as problem:
-            raise translate(problem) from problem
 
     def finish(self) -> str:
         """The file's SHA-256, once its content is safe on the disk."""
         if not self._ended:
             raise InvalidRequest("The multipart body ends before its last boundary.")
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as problem:
-            raise translate(problem) from problem
+        self._file.flush()
+        os.fsync(self._file.fileno())
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk does not take what is still buffered
+            self._file.close()
 
     def _part_begin(self) -> None:
         self._disposition, self._value = b"", b""
@@ -126,12 +122,6 @@ def clean_name(filename: str) -> str:
     """The last part of a path, without control characters, at most 255 characters with its ending kept."""
     name = "".join(letter for letter in filename.replace("\\", "/").rsplit("/", 1)[-1] if letter.isprintable())
     return name[-255:]
-
-
-def translate(problem: OSError) -> Exception:
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull("The service's disk is full. Delete jobs or files that are no longer needed, or give it a larger one.")
-    return problem
 
 
 async def receive(stream: AsyncIterator[bytes], form: Form) -> None:

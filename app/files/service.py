@@ -6,7 +6,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app import blobs
-from app.errors import Conflict, Detail, InvalidSpec
+from app.disk import MAKE_SPACE, free_bytes, in_words
+from app.errors import Conflict, Detail, DiskFull, InvalidSpec
 from app.files import repository
 from app.files.schemas import Upload
 from app.jobs import stage_runs
@@ -23,6 +24,13 @@ def check_name(filename: str) -> None:
     if PurePath(filename.lower()).suffix not in ENDINGS:
         message = f"{filename!r} is not a data set by its ending; it must be one of {', '.join(ENDINGS)}."
         raise InvalidSpec.of([Detail("file", message)])
+
+
+def check_room(storage: Storage, length: str | None) -> None:
+    """DiskFull for an upload that says to be larger than what is left, before any of it is read."""
+    size, free = int(length or 0), free_bytes(storage.root)
+    if size > free:
+        raise DiskFull(f"The upload has {in_words(size)}, and the service's disk {in_words(free)} free. {MAKE_SPACE}.")
 
 
 def check_upload(fields: dict[str, str], filename: str | None, size: int) -> None:

@@ -10,9 +10,7 @@ All else of an attempt that has ended goes. What waits or runs is never touched.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from sqlmodel import Session
@@ -20,11 +18,9 @@ from sqlmodel import Session
 from app.jobs import stage_runs
 from app.jobs.states import JobStatus, Stage, StageStatus
 from app.models import File, Job, StageRun
-from app.storage import Storage
+from app.storage import CHECKPOINTS, LOG, Storage, discard_partial, keep_only, remove
 
 LIVE = (StageStatus.QUEUED, StageStatus.RUNNING)
-LOG = "log.txt"
-CHECKPOINTS = "out/checkpoints/step-*"
 
 
 def tidy(session: Session, storage: Storage, owner: Job | File) -> None:
@@ -40,8 +36,7 @@ def tidy(session: Session, storage: Storage, owner: Job | File) -> None:
     for run in runs:
         if run.status not in LIVE:
             folder = storage.attempt_folder(owner.id, run.stage, run.attempt)
-            kept = kept_of(run, owner, is_newest_success=finished.get(run.stage) == run.id)
-            clear(folder, matching(folder, kept))
+            keep_only(folder, kept_of(run, owner, is_newest_success=finished.get(run.stage) == run.id))
 
 
 def kept_of(run: StageRun, job: Job, *, is_newest_success: bool) -> set[str]:
@@ -54,26 +49,6 @@ def kept_of(run: StageRun, job: Job, *, is_newest_success: bool) -> set[str]:
         if is_newest_success:
             kept.add("out/adapter")
     return kept
-
-
-def discard_partial(attempt: Path) -> None:
-    """Of an attempt that did not succeed: all but its log and its checkpoints, so that there is room to say so."""
-    clear(attempt, matching(attempt, {LOG, CHECKPOINTS}))
-
-
-def matching(folder: Path, patterns: set[str]) -> set[Path]:
-    return {path for pattern in patterns for path in folder.glob(pattern)}
-
-
-def clear(path: Path, staying: set[Path]) -> None:
-    """Removes `path` except for what stays and the folders around it."""
-    if path in staying:
-        return
-    if any(kept.is_relative_to(path) for kept in staying):
-        for inside in list(path.iterdir()):
-            clear(inside, staying)
-    else:
-        remove(path)
 
 
 def drop_checkpoints(storage: Storage, job: Job, runs: list[StageRun]) -> None:
@@ -99,12 +74,3 @@ def is_whole(checkpoint: Path) -> bool:
         return all((checkpoint / name).stat().st_size == facts["bytes"] for name, facts in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def remove(path: Path) -> None:
-    """A folder loses its name first, so that nobody finds half of it. Somebody else may be faster."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path if path.name.startswith(".") else path.rename(path.with_name(f".old-{path.name}")))
-        else:
-            path.unlink()

@@ -1,12 +1,13 @@
 """The embedded broker on its own."""
 
 import os
-import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
+from small_disk import fill, mounted
 
 from app.broker import Broker, BrokerFailure, find_pid, make_private
 from app.settings import Settings
@@ -33,16 +34,17 @@ def test_a_live_server_is_adopted_and_stopped(brokers: tuple[Broker, Broker], se
         assert time.monotonic() < deadline
 
 
-def test_what_waits_survives_the_server(brokers: tuple[Broker, Broker], settings: Settings) -> None:
-    first, second = brokers
-    first.start()
-    redis.Redis(unix_socket_path=str(settings.broker_socket)).lpush("gpu", "message")
-    client = redis.Redis(unix_socket_path=str(settings.broker_socket))
-    client.execute_command("WAITAOF", 1, 0, 5000)
-    os.kill(find_pid(settings.broker_socket) or 0, signal.SIGKILL)
-    first.stop()
-    second.start()
-    assert client.lrange("gpu", 0, -1) == [b"message"]
+def test_it_takes_messages_when_its_disk_is_full(settings: Settings, tmp_path: Path) -> None:
+    """A full disk must not silence the bells: the server refuses every change once it cannot write its file."""
+    with mounted(tmp_path / "small", 1 << 20) as folder:
+        broker = Broker(settings.broker_socket, folder, settings.root / "broker.log")
+        broker.start()
+        fill(folder)
+        client = redis.Redis(unix_socket_path=str(settings.broker_socket))
+        for _ in range(50):
+            client.lpush("gpu", "message" * 1000)
+        assert client.llen("gpu") == 50
+        broker.stop()
 
 
 def test_only_the_user_may_enter_the_sockets_folder(brokers: tuple[Broker, Broker], settings: Settings) -> None:

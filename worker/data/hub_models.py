@@ -12,6 +12,7 @@ from typing import Any
 
 from app.jobs.states import FailureCode
 from worker.data import hub
+from worker.space import CACHE_DISK, require_space
 from worker.stages import StageFailure
 
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "README.md", "LICENSE*"]
@@ -19,7 +20,6 @@ OTHER_WEIGHTS = ["*/*", "consolidated*.safetensors", "adapter_model*.safetensors
 """Folders (ONNX, Meta's original files), a second copy of the weights under another layout, and adapters."""
 
 PROGRESS_SECONDS = 2.0
-SPARE_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 
 
@@ -78,7 +78,8 @@ def download(
         raise no_safetensors(repo)
     check(fetch("config.json"), info.card_data)
     total = sum(files[name].size or 0 for name in wanted)
-    require_space(folder, total, repo)
+    here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    require_space(folder, max(0, total - here), f"Downloading {repo}", disk=CACHE_DISK)
 
     def ask_for_files() -> None:
         snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=wanted, token=token)
@@ -140,13 +141,6 @@ def only_adapter(name: str, config: dict[str, Any]) -> StageFailure:
         param="base_model",
         patch={"base_model": base} if base else None,
     )
-
-
-def require_space(folder: Path, needed: int, repo: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE_BYTES:
-        message = f"{repo} has {needed / 2**30:.1f} GB, but only {free / 2**30:.1f} GB are free where models are kept."
-        raise StageFailure(FailureCode.DISK_FULL, message, hint="Make space on the disk of TUNESMITH_CACHE_DIR, then retry.")
 
 
 @contextmanager

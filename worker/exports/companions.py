@@ -19,6 +19,11 @@ KEPT = [*TOKENIZER, *TEMPLATES, *LICENCES]
 CARD_FIELDS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
 
+def size_of(base: Path) -> int:
+    """In bytes, of what is copied beside the weights."""
+    return sum(path.stat().st_size for pattern in KEPT for path in base.glob(pattern))
+
+
 def copy(base: Path, into: Path, *, dtype: str, tied: bool | None) -> None:
     """Copies what is kept as it is, and config.json with what the merge changed in it.
 

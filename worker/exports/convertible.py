@@ -30,8 +30,8 @@ def require_convertible(model: BaseModel, spec: JobSpec, inputs: Inputs, report:
     report("progress", message="Asking llama.cpp's converter whether it knows the model")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = ["--vocab-only", "--outfile", f"{folder}/vocabulary.gguf", str(model.path)]
-            run_converter(arguments, "the vocabulary", inputs, report)
+            path = Path(folder) / "vocabulary.gguf"
+            run_converter(["--vocab-only", str(model.path)], path, "the vocabulary", inputs, report)
     except StageFailure as failure:
         raise inconvertible(failure.message, spec) from failure
     verdict.parent.mkdir(parents=True, exist_ok=True)

@@ -17,18 +17,23 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import IO
 
+from app.disk import is_full
 from app.jobs.spec import GgufExport
 from app.jobs.states import FailureCode
 from worker.data.gguf_weights import read_gguf
+from worker.exports.shards import read_entries
 from worker.leftovers import MARK
 from worker.stages import Inputs, OutputFile, Report, StageFailure
 from worker.stages.__main__ import die_with
 
 SCRIPT = "convert_hf_to_gguf.py"
 REPORT_SECONDS = 1.0
+BITS = {"f16": 16.0, "bf16": 16.0, "q8_0": 8.5}
+"""A weight's: q8_0 has a 16-bit scale for each 32 weights of 8 bits."""
 KEPT_LINES = 400
 LOG_PREFIX = re.compile(r"^(INFO|WARNING|ERROR):[\w.-]+:")
 PROGRESS = re.compile(r"^Writing: +(\d+)%")
@@ -43,6 +48,13 @@ def export(options: GgufExport, model: Path, out: Path, inputs: Inputs, report: 
     return OutputFile.of(out, path, name=f"gguf/{path.name}", kind="gguf")
 
 
+def size_of(options: GgufExport, model: Path) -> int:
+    """In bytes: the weights of a merged model in the asked type, and its tokenizer."""
+    entries = [entry for shard in model.glob("*.safetensors") for entry in read_entries(shard)]
+    bits = BITS.get(options.quantization, 16.0)
+    return int(sum(prod(entry.shape) for entry in entries) * bits / 8) + sum(p.stat().st_size for p in model.glob("tokenizer*"))
+
+
 def slug(title: str) -> str:
     """A title as the name of a file and an artifact: only [A-Za-z0-9._-], and it starts with neither a dot nor a hyphen."""
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
@@ -50,15 +62,15 @@ def slug(title: str) -> str:
 
 
 def convert(model: Path, path: Path, quantization: str, inputs: Inputs, report: Report) -> None:
-    arguments = ["--outtype", quantization, "--outfile", str(path), f"--model-name={inputs.title}", str(model)]
-    run_converter(arguments, quantization, inputs, report)
+    arguments = ["--outtype", quantization, f"--model-name={inputs.title}", str(model)]
+    run_converter(arguments, path, quantization, inputs, report)
 
 
-def run_converter(arguments: list[str], what: str, inputs: Inputs, report: Report) -> None:
-    """`what` is being written, for the progress. Raises StageFailure `conversion_failed` when the converter gives up."""
+def run_converter(arguments: list[str], path: Path, what: str, inputs: Inputs, report: Report) -> None:
+    """Writes `path`, which is `what` for the progress. Raises StageFailure `conversion_failed` when the converter gives up."""
     with tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
-            [sys.executable, str(inputs.converter_dir / SCRIPT), *arguments],
+            [sys.executable, str(inputs.converter_dir / SCRIPT), "--outfile", str(path), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -73,7 +85,7 @@ def run_converter(arguments: list[str], what: str, inputs: Inputs, report: Repor
             process.kill()
             process.wait()
     if process.returncode:
-        raise failure(process.returncode, last_lines)
+        raise failure(process.returncode, last_lines, path.parent)
 
 
 def environment(converter_dir: Path, home: Path) -> dict[str, str]:
@@ -116,11 +128,11 @@ def split_lines(output: IO[bytes]) -> Iterator[str]:
         yield rest.decode(errors="replace")
 
 
-def failure(code: int, lines: list[str]) -> Exception:
+def failure(code: int, lines: list[str], place: Path) -> Exception:
     """What the converter's end means for the user."""
     text = "\n".join(lines)
     last = LOG_PREFIX.sub("", next((line for line in reversed(lines) if line.strip()), "no output"))
-    if "No space left on device" in text:
+    if is_full(OSError(text), place):
         return OSError(errno.ENOSPC, "The disk is full.")
     if code == -signal.SIGKILL or "MemoryError" in last:
         return MemoryError("The converter was killed.")

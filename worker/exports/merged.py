@@ -108,6 +108,13 @@ def merged_dtype(shards: Shards) -> str:
     return "F16" if main_dtype(shards) == "F16" else "BF16"
 
 
+def merged_bytes(shards: Shards) -> int:
+    """What the weights of the merged model take on disk."""
+    entries = [entry for entries in shards.values() for entry in entries]
+    shrinks = main_dtype(shards) == "F32"
+    return sum(entry.bytes // 2 if shrinks and entry.dtype == "F32" else entry.bytes for entry in entries)
+
+
 def merge(adapter: Adapter, shards: Shards, into: Path, progress: Progress) -> dict[str, str]:
     """Writes the merged shards, and their index when there are several; returns the sha256 of each shard by its name.
 

@@ -43,6 +43,9 @@ STAGES: dict[Stage, str] = {
     Stage.CONVERT: "worker.stages.convert",
 }
 
+DISK_FULL_STATUS = 28
+"""The exit status of a process that could not write its result for want of room, as the error number ENOSPC."""
+
 
 class StageFailure(Exception):
     """A stage ends by raising this when the user can do something about it; anything else is `internal`.

@@ -11,11 +11,14 @@ import resource
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
+from app.disk import MAKE_SPACE, free_bytes, in_words, is_full
 from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode, Stage
-from worker.stages import STAGES, Inputs, Outcome, Report, StageFailure, StageStopped
+from app.storage import keep_only
+from worker.stages import DISK_FULL_STATUS, STAGES, Inputs, Outcome, Report, StageFailure, StageStopped
 
 PR_SET_PDEATHSIG = 1
 
@@ -23,6 +26,19 @@ PR_SET_PDEATHSIG = 1
 def main(attempt: Path, supervisor: int | None) -> None:
     if supervisor is not None:
         die_with(supervisor)
+    try:
+        result = carry_out(attempt)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        result |= {"peak_host_bytes": peak_host_bytes(), "peak_device_bytes": peak_device_bytes()}
+        write_whole(attempt / "result.json", json.dumps(result))
+    except Exception as problem:
+        if not is_full(problem, attempt):
+            raise
+        sys.exit(DISK_FULL_STATUS)
+
+
+def carry_out(attempt: Path) -> dict:
+    """Runs the stage and says how it ended."""
     request = json.loads((attempt / "input.json").read_text())
     inputs = Inputs.from_json(request["inputs"], secrets=json.loads(sys.stdin.read() or "{}"))
     spec = JobSpec.model_validate(request["spec"]) if request["spec"] else None
@@ -32,19 +48,28 @@ def main(attempt: Path, supervisor: int | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: report.request_stop())
     try:
         stage = importlib.import_module(STAGES[Stage(request["stage"])])
-        result = {"status": "succeeded", **as_json(stage.run(spec, inputs, out, report))}
+        return {"status": "succeeded", **as_json(stage.run(spec, inputs, out, report))}
     except StageStopped:
-        result = {"status": "stopped"}
-    except StageFailure as failure:
-        traceback.print_exc()
-        error = {key: getattr(failure, key) for key in ("code", "message", "hint", "param", "patch")}
-        result = {"status": "failed", "error": error}
+        return {"status": "stopped"}
     except Exception as problem:
-        traceback.print_exc()
-        result = {"status": "failed", "error": describe(problem)}
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    result |= {"peak_host_bytes": peak_host_bytes(), "peak_device_bytes": peak_device_bytes()}
-    write_whole(attempt / "result.json", json.dumps(result))
+        if is_full(problem, attempt):
+            error = full_disk(attempt, inputs)
+            keep_only(out, {"checkpoints/step-*"})  # room for the log and the result
+        elif isinstance(problem, StageFailure):
+            error = {key: getattr(problem, key) for key in ("code", "message", "hint", "param", "patch")}
+        else:
+            error = describe(problem)
+        with suppress(OSError):  # the log, too, may be on a full disk
+            traceback.print_exc()
+    return {"status": "failed", "error": error}
+
+
+def full_disk(attempt: Path, inputs: Inputs) -> dict:
+    """Two disks may be meant; it is the one with less room."""
+    places = {attempt: "the data folder", inputs.cache_dir: "the cache of base models"}
+    place = min(places, key=free_bytes)
+    message = f"The disk of {places[place]} is full: {in_words(free_bytes(place))} were free when a write failed."
+    return {"code": FailureCode.DISK_FULL, "message": message, "hint": f"{MAKE_SPACE}, then retry the job."}
 
 
 def as_json(outcome: Outcome) -> dict:
@@ -53,9 +78,6 @@ def as_json(outcome: Outcome) -> dict:
 
 def describe(problem: Exception) -> dict:
     """The stored error for what no stage foresaw. The traceback is in the log, not in the answer."""
-    if isinstance(problem, OSError) and problem.errno in (28, 122):  # ENOSPC, EDQUOT
-        hint = "Make space on the data folder's disk, then retry the job."
-        return {"code": FailureCode.DISK_FULL, "message": "The disk is full.", "hint": hint}
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         hint = "Lower training.batch_size or training.max_seq_length."
         return {"code": FailureCode.OUT_OF_MEMORY, "message": "The device ran out of memory.", "hint": hint}

@@ -6,14 +6,16 @@ from pathlib import Path
 from app.jobs.spec import Export, JobSpec
 from app.jobs.states import Stage
 from worker.exports import EXPORTERS
+from worker.space import require_space
 from worker.stages import Inputs, Outcome, Report, StageFailure
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     model = inputs.folders[Stage.MERGE] / inputs.values[Stage.MERGE]["merged"]
     files = []
-    for export in wanted(spec):
-        exporter = importlib.import_module(EXPORTERS[export.kind])
+    exports = [(export, importlib.import_module(EXPORTERS[export.kind])) for export in wanted(spec)]
+    require_space(out, sum(exporter.size_of(export, model) for export, exporter in exports), "The exported files")
+    for export, exporter in exports:
         try:
             files.append(exporter.export(export, model, out, inputs, report))
         except StageFailure as failure:

@@ -10,6 +10,7 @@ from app.jobs.spec import JobSpec
 from app.jobs.states import Stage
 from worker.data import base_models
 from worker.exports import companions, merged
+from worker.space import require_space
 from worker.stages import Inputs, Outcome, OutputFile, Report
 
 REPORT_SECONDS = 1.0
@@ -22,6 +23,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     into.mkdir()
     adapter, shards = merged.Adapter.at(folder), merged.read_shards(base)
     dtype = merged.merged_dtype(shards)
+    require_space(out, merged.merged_bytes(shards) + companions.size_of(base), "The merged model")
     reason = merged.reason_for_peft(adapter, base, shards)
     if reason is None:
         torch.set_num_threads(1)  # sums of small tensors wait for memory: more threads only spin

@@ -15,12 +15,13 @@ from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from worker.data.base_models import BaseModel, fetch, is_commit
 from worker.data.encoded_sets import EncodedSet, encode_set
-from worker.data.plan import write_plan
+from worker.data.plan import plan_bytes, write_plan
 from worker.data.rows import Refusal
 from worker.data.surveys import Survey, name_lines
 from worker.data.token_reports import LOW_TRAINED_SHARE, report_tokens
 from worker.data.tokenizer import read_json
 from worker.exports.convertible import require_convertible
+from worker.space import require_space
 from worker.stages import Inputs, Outcome, Report, StageFailure
 
 
@@ -43,6 +44,8 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     require_context(encoded, model, spec)
 
     report("progress", message=f"Packing {len(encoded.training.documents)} documents")
+    size = plan_bytes(encoded.training.documents) + plan_bytes(encoded.validation.documents)
+    require_space(out, size, "The plan of the data set")
     plan = write_plans(spec, out, encoded)
     facts = report_tokens(encoded.found, encoded.choice, encoded.training, encoded.validation, packing=spec.training.packing)
     require_share(facts, spec)

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
 from worker.data.plan import Plan
+from worker.space import require_space
 from worker.stages import StageStopped
 from worker.training import Run, Trained, checkpoints, evaluation, failures, restoration
 from worker.training.batches import Batch, PlanRows, RowOrder, collate, count_rows
@@ -55,6 +56,7 @@ def train(run: Run) -> Trained:
 
 def train_adapter(run: Run, model: PeftModel) -> Trained:
     """From the first checkpoint that fits, or from the start."""
+    require_space(run.out, written_bytes(run, model), "Training")
     tokenizer = AutoTokenizer.from_pretrained(run.base, local_files_only=True, trust_remote_code=False)
     untrained = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     while True:
@@ -65,6 +67,14 @@ def train_adapter(run: Run, model: PeftModel) -> Trained:
             assert checkpoint is not None
             checkpoints.report_skipped(run.report, checkpoint.path, "unfit", str(reason))
             model.load_state_dict(untrained, strict=False)
+
+
+def written_bytes(run: Run, model: PeftModel) -> int:
+    """The adapter in fp32, and in each checkpoint it and the optimizer's two moments; one more is written than is kept."""
+    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    moments = 8 if run.spec.training.optimizer == "adamw" else 2
+    checkpoints = run.spec.checkpoints.keep + 1 if run.spec.checkpoints.every_steps else 1
+    return weights * (4 + checkpoints * (4 + moments))
 
 
 def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Trained:
