@@ -2,23 +2,26 @@
 
 usage: determinism.py MODEL_DIR [MAX_SEQ_LENGTH]
 
-Runs the same micro-batch forward and backward three times through the train stage's own model and loss, once with torch's
-deterministic mode in warning, and prints JSON: whether losses and gradients are equal to the last bit, the weights whose
-gradients are not, and the operations that torch names as not deterministic.
+Runs the same micro-batch forward and backward twice through the train stage's own model and loss, then twice in torch's
+deterministic mode, and prints JSON: whether losses and gradients are equal to the last bit, the weights whose gradients are
+not, what a pass costs in either mode, and the operations that torch names as not deterministic.
 """
 
 import json
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 
 from app.jobs.spec import JobSpec
 from worker.data.plan import Document, Plan, write_plan
+from worker.data.spool import Spool
 from worker.stages.train import settle
 from worker.training.batches import collate
 from worker.training.device import open_device
@@ -38,16 +41,27 @@ def main(folder: Path, length: int) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.02)  # zeros would hide what the backward pass does to lora_A
     batch = {key: value.to(device.torch) for key, value in make_batch(length).items() if isinstance(value, torch.Tensor)}
-    first, second = (run_pass(model, spec, device, batch) for _ in range(2))
+    plain = measure(model, spec, device, batch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        run_pass(model, spec, device, batch)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        strict = measure(model, spec, device, batch)
     named = sorted({str(warning.message).partition(".")[0] for warning in caught if "determinis" in str(warning.message)})
+    facts = {"device": device.name, "torch": torch.__version__, "plain": plain, "deterministic_mode": strict}
+    print(json.dumps(facts | {"named_by_torch": named}))
+
+
+def measure(model: Any, spec: JobSpec, device: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Two passes against each other, and the seconds of the second."""
+    first = run_pass(model, spec, device, batch)
+    began = time.monotonic()
+    second = run_pass(model, spec, device, batch)
+    seconds = time.monotonic() - began
     differing = [name for name in first if not torch.equal(first[name], second[name])]
     largest = max((float((first[name] - second[name]).abs().max()) for name in differing), default=0.0)
-    facts = {"device": device.name, "torch": torch.__version__, "equal": not differing, "differing": len(differing)}
-    print(json.dumps(facts | {"of": len(first), "first": differing[:NAMED], "largest": largest, "named_by_torch": named}))
+    facts = {"equal": not differing, "differing": len(differing), "of": len(first), "first": differing[:NAMED]}
+    return facts | {"largest": largest, "seconds": round(seconds, 4)}
 
 
 def make_batch(length: int) -> Any:
@@ -55,7 +69,8 @@ def make_batch(length: int) -> Any:
     numbers = np.random.default_rng(0)
     documents = [Document(numbers.integers(0, VOCABULARY, length // 4), [True] * (length // 4)) for _ in range(8)]
     with tempfile.TemporaryDirectory() as name:
-        write_plan(Path(name) / "plan", documents, max_seq_length=length, packing=True, seed=1)
+        spool = Spool.of(Path(name) / "spool", documents)
+        write_plan(Path(name) / "plan", spool, max_seq_length=length, packing=True, seed=1)
         plan = Plan.open(Path(name) / "plan")
         return collate([plan.row(0), plan.row(1)])
 
@@ -70,6 +85,8 @@ def run_pass(model: Any, spec: JobSpec, device: Any, batch: dict[str, torch.Tens
         loss = summed_cross_entropy(chosen, model.get_output_embeddings().weight, batch["targets"])
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    if device.is_cuda:
+        torch.cuda.synchronize()
     return {"loss": loss.detach().clone()} | gradients
 
 
