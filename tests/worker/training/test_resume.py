@@ -196,7 +196,7 @@ def test_other_held_out_rows_are_measured_on_the_base_model_again(tmp_path):
     spec = make_spec({"checkpoints": {"every_steps": 2}})
     run_here(spec, inputs, tmp_path / "1")
     shutil.rmtree(inputs.folders["prepare"] / "validation")
-    save_plan(inputs.folders["prepare"] / "validation", random_documents(5, seed=9))
+    save_plan(tmp_path / "other", random_documents(5, seed=9)).rename(inputs.folders["prepare"] / "validation")
     after = dataclasses.replace(inputs, earlier=[tmp_path / "1" / "out"])
     assert run_here(spec, after, tmp_path / "2").values["resumed_from_step"] == 4
     fresh = run_here(spec, inputs, tmp_path / "3")
