@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-writers clean
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-writers clean
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -49,6 +49,9 @@ bench-gpu: setup ## Run the Llama-3.2-1B shape on an accelerator: does it fit, a
 
 bench-chaos: setup ## Kill and freeze the parts of a service at work 200 times, and look for what is lost or done twice
 	$(BIN)/python bench/chaos --kills 200 --seed 1 --ledger data/bench/chaos.jsonl
+
+bench-data: setup ## Report on, tokenise and pack 100,000 rows: CPU, memory, and how long it is silent
+	$(BIN)/python bench/data.py
 
 bench-writers: setup ## Let four processes write progress while a reader polls
 	$(BIN)/python bench/writers.py

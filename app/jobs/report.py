@@ -60,6 +60,8 @@ def build_setup(job: dict[str, Any], prepare: dict[str, Any], train: dict[str, A
         "tokens": data["tokens"],
         "trained_tokens": data["trained_tokens"],
         "rows_cut": data["rows_cut"],
+        "chat_template": prepare.get("chat_template"),
+        "data_report": prepare.get("report"),
         "method": spec["method"],
         "quantization": spec["quantization"],
         "lora": spec["lora"],

@@ -42,6 +42,8 @@ def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
             "Rows",
             f"{number(setup['packed_rows'])} of up to {number(setup['max_seq_length'])} tokens{', packed' * setup['packing']}",
         ),
+        ("Chat template", describe_template(setup["chat_template"])),
+        ("Data checks", describe_data(setup["data_report"])),
         ("Loss on", "the assistant's turns" if setup["assistant_only_loss"] else "all tokens"),
         ("Method", f"{setup['method']}, base weights held as {setup['quantization']}"),
         ("LoRA", f"r {number(lora['r'])}, alpha {number(lora['alpha'])}, dropout {number(lora['dropout'])}, {lora['variant']}"),
@@ -73,6 +75,36 @@ def describe_dataset(dataset: dict[str, Any]) -> str:
 def describe_samples(setup: dict[str, Any]) -> str:
     parts = {"trained on": "samples", "held out": "samples_held_out", "refused": "samples_refused", "cut": "rows_cut"}
     return ", ".join(f"{number(setup[key])} {what}" for what, key in parts.items())
+
+
+def describe_template(template: dict[str, Any] | None) -> str:
+    if template is None:
+        return UNKNOWN
+    owner = "the model's own" if template["source"] == "model" else "given to the model, which had none"
+    stops = ", ".join(map(str, template["stop_token_ids"]))
+    return f"{template['family']}, {owner}, SHA-256 {template['sha256'][:12]}…; stop tokens {stops}"
+
+
+def describe_data(report: dict[str, Any] | None) -> str:
+    """What was found in the rows, each with the first lines that it is in."""
+    if report is None:
+        return UNKNOWN
+    parts = []
+    for what, count, lines in (
+        ("duplicates", "duplicates", "duplicate_lines"),
+        ("equal to held-out rows", "rows_leaked", "leaked_lines"),
+        ("without a learned token", "rows_untrained", "untrained_lines"),
+        ("cut", "rows_cut", "cut_lines"),
+        ("dropped", "rows_dropped", "dropped_lines"),
+        ("split", "rows_split", "split_lines"),
+        ("written as several documents", "rows_unrolled", "unrolled_lines"),
+    ):
+        if report[count]:
+            shown = ", ".join(map(str, report[lines][:ROWS_SHOWN])) + (" …" if report[count] > ROWS_SHOWN else "")
+            parts.append(f"{number(report[count])} {what} (lines {shown})")
+    if report["tokens_lost"]:
+        parts.append(f"{number(report['tokens_lost'])} tokens lost")
+    return "; ".join(parts) or "nothing found"
 
 
 def describe_batch(setup: dict[str, Any]) -> str:

@@ -46,6 +46,15 @@ TRAIN = {
     "resumed_from_step": None,
     "versions": {"torch": "2.13.0", "peft": "0.21.2"},
 }
+TEMPLATE = {"source": "model", "family": "chatml", "sha256": "ab" * 32, "bos_token_id": None, "stop_token_ids": [2]}
+DATA = {
+    **dict.fromkeys(("duplicates", "rows_leaked", "rows_untrained", "rows_dropped", "rows_split", "rows_unrolled"), 0),
+    "duplicates": 7,
+    "duplicate_lines": [3, 5, 8, 9, 10, 11, 12],
+    "rows_cut": 1,
+    "cut_lines": [4],
+    "tokens_lost": 1200,
+}
 POINTS = [{"step": step, "loss": 5.0 / step, "eval_loss": None} for step in range(1, 51)]
 CHECKPOINTS = [{"step": 50, "bytes": 58_720_256, "created_at": "2026-11-22T14:07:40Z", "resumable": True}]
 UNKNOWN_PROGRESS = dict.fromkeys(("step", "total_steps", "percent", "epoch", "tokens_seen", "trained_tokens"))
@@ -148,6 +157,20 @@ def test_a_finished_job_tells_what_the_author_wrote_by_hand(finished):
     assert rows["Exact answers, before → after"] == ["0 → 49 of 50"]
     assert rows["gguf/experiment-2-q8\\_0.gguf"] == ["gguf", "144,811,936 bytes, 0.135 GB", f"`{'ab' * 32}`"]
     assert sum("Row " in row for row in rows) == 5
+
+
+def test_the_data_and_its_template_are_in_the_report(finished):
+    made = build(finished, prepare={"chat_template": TEMPLATE, "report": DATA})
+    rows = cells(report.render(made))
+    assert rows["Chat template"] == ["chatml, the model's own, SHA-256 abababababab…; stop tokens 2"]
+    assert rows["Data checks"] == ["7 duplicates (lines 3, 5, 8, 9, 10 …); 1 cut (lines 4); 1,200 tokens lost"]
+    assert made["setup"]["data_report"] == DATA
+    clean = DATA | {"duplicates": 0, "rows_cut": 0, "tokens_lost": 0}
+    given = build(finished, prepare={"chat_template": TEMPLATE | {"source": "default", "family": "plain"}, "report": clean})
+    assert cells(report.render(given))["Data checks"] == ["nothing found"]
+    assert "which had none" in cells(report.render(given))["Chat template"][0]
+    unknown = cells(report.render(build(finished)))
+    assert unknown["Chat template"] == unknown["Data checks"] == ["–"]
 
 
 def test_the_json_form_holds_the_numbers(finished):
