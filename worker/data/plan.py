@@ -42,25 +42,37 @@ class Row(NamedTuple):
 
 
 def write_plan(
-    folder: Path, documents: Spool, *, max_seq_length: int, packing: bool, seed: int, pairs: bool = False
+    folder: Path,
+    documents: Spool,
+    *,
+    max_seq_length: int,
+    packing: bool,
+    seed: int,
+    pairs: bool = False,
+    report: Any = lambda kind, **data: None,
 ) -> dict[str, Any]:
     """Packs the documents into rows of at most `max_seq_length` tokens and writes the plan to `folder`, which is created.
 
     Without `packing` each document is a row of its own, in the given order. With `pairs` each two documents are a row, the
     chosen one and the rejected one: a preference, at most twice as long. The first token of a document is never trained:
-    nothing before it predicts it. Returns {version, rows, documents, tokens, trained_tokens, max_seq_length, packing, pairs,
-    seed, sha256}. The same documents and options give the same bytes. ValueError for an empty or too long document.
+    nothing before it predicts it. `report` is told how far it is. Returns {version, rows, documents, tokens, trained_tokens,
+    max_seq_length, packing, pairs, seed, sha256}. The same documents and options give the same bytes. ValueError for an empty
+    or too long document.
     """
     lengths = np.frombuffer(documents.lengths, dtype=np.int64) if len(documents) else np.empty(0, dtype=np.int64)
     if len(lengths) and (lengths.min() < 1 or lengths.max() > max_seq_length):
         raise ValueError(f"documents must have 1 to {max_seq_length} tokens")
+    report("progress", message=f"Packing {len(documents)} documents")
     rows = share_rows(lengths, max_seq_length, packing=packing, pairs=pairs)
+    report("progress", message=f"Writing {len(rows)} rows")
     order = [index for row in rows for index in row]
     document_offsets = offsets_of(lengths[order])
     folder.mkdir(parents=True)
     write_tokens(folder, documents, lengths, order, document_offsets)
     np.save(folder / "document_offsets.npy", document_offsets, allow_pickle=False)
     np.save(folder / "row_offsets.npy", offsets_of([len(row) for row in rows]), allow_pickle=False)
+    report("progress", message=f"Hashing {len(rows)} rows")
+    digest = hash_arrays(folder)
     facts = {
         "version": VERSION,
         "rows": len(rows),
@@ -71,7 +83,7 @@ def write_plan(
         "packing": packing and not pairs,
         "pairs": pairs,
         "seed": seed,
-        "sha256": hash_arrays(folder),
+        "sha256": digest,
     }
     (folder / "plan.json").write_text(json.dumps(facts, indent=2) + "\n")
     return facts

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from worker.data.encoding import Encoding
-from worker.data.packing import pack
 from worker.data.surveys import LISTED_LINES, LISTED_REFUSALS, Choice, Survey
 
 LOW_TRAINED_SHARE = 0.01
@@ -18,13 +17,14 @@ LOW_TRAINED_SHARE = 0.01
 TOKENIZER_FILES = ("*token*.json", "*.model", "vocab*", "merges.txt", "chat_template*", "generation_config.json")
 
 
-def report_tokens(found: Survey, choice: Choice, training: Encoding, validation: Encoding, *, packing: bool) -> dict[str, Any]:
+def report_tokens(
+    found: Survey, choice: Choice, training: Encoding, validation: Encoding, *, packed_rows: int
+) -> dict[str, Any]:
     """Everything that is counted. The names are the contract's where it has them; `*_lines` are the first LISTED_LINES each.
 
     `rows` and `rows_refused` are of the file, `rows_used` gave documents. `tokens_lost` were cut off or dropped.
     `rows_untrained` are those refused because no token of theirs would be trained.
     """
-    documents = training.documents
     refusals = sorted([*found.refusals, *training.refusals, *validation.refusals], key=lambda refusal: refusal.line)
     refused = found.refused_by_code + training.refused_by_code + validation.refused_by_code
     return {
@@ -40,7 +40,7 @@ def report_tokens(found: Survey, choice: Choice, training: Encoding, validation:
         "rows_untrained": refused["nothing_trained"],
         "untrained_lines": [refusal.line for refusal in refusals if refusal.code == "nothing_trained"][:LISTED_LINES],
         **counts_of(training),
-        "packed_rows": count_rows(documents.lengths, training.max_seq_length, packing and found.form != "preference"),
+        "packed_rows": packed_rows,
         "validation": counts_of(validation) if len(validation.documents) else None,
         "chat_template": None if found.form == "text" else training.encoder.facts(),
         "max_seq_length": training.max_seq_length,
@@ -76,10 +76,6 @@ def spread_of(lengths: array) -> dict[str, Any] | None:
         "max": int(values.max()),
         "mean": round(float(values.mean()), 1),
     }
-
-
-def count_rows(lengths: array, max_seq_length: int, packing: bool) -> int:
-    return len(pack(lengths, max_seq_length)) if packing and lengths else len(lengths)
 
 
 def hash_tokenizer(folder: Path) -> str:

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.jobs.spec import JobSpec
 from worker.data.base_models import fetch
 from worker.data.encoded_sets import encode_set
+from worker.data.plan import share_rows
 from worker.data.token_reports import hash_tokenizer, report_tokens
 from worker.stages import Inputs, Outcome, Report
 
@@ -17,8 +20,10 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
     model = fetch(spec.base_model, spec.revision, **places, token=token, report=report)
     encoded = encode_set(spec, inputs, model, report, spools=None)
-    packing = spec.training.packing
-    facts = report_tokens(encoded.found, encoded.choice, encoded.training, encoded.validation, packing=packing)
+    lengths = np.asarray(encoded.training.documents.lengths, dtype=np.int64)
+    pairs = encoded.found.form == "preference"
+    rows = share_rows(lengths, spec.training.max_seq_length, packing=spec.training.packing, pairs=pairs)
+    facts = report_tokens(encoded.found, encoded.choice, encoded.training, encoded.validation, packed_rows=len(rows))
     about = {
         "base_model": model.name,
         "revision": model.revision,

@@ -43,11 +43,11 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     require_documents(encoded, spec)
     require_context(encoded, model, spec)
 
-    report("progress", message=f"Packing {len(encoded.training.documents)} documents")
     size = plan_bytes(encoded.training.documents) + plan_bytes(encoded.validation.documents)
     require_space(out, size, "The plan of the data set")
-    plan = write_plans(spec, out, encoded)
-    facts = report_tokens(encoded.found, encoded.choice, encoded.training, encoded.validation, packing=spec.training.packing)
+    plan = write_plans(spec, out, encoded, report)
+    sides = encoded.training, encoded.validation
+    facts = report_tokens(encoded.found, encoded.choice, *sides, packed_rows=plan["rows"])
     require_share(facts, spec)
     counts = count(facts, plan)
     report("data", **counts)
@@ -120,13 +120,14 @@ def require_share(facts: dict[str, Any], spec: JobSpec) -> None:
     raise StageFailure(FailureCode.DATASET_INVALID, message, hint=hint, param="training.assistant_only_loss", patch=patch)
 
 
-def write_plans(spec: JobSpec, out: Path, encoded: EncodedSet) -> dict[str, Any]:
+def write_plans(spec: JobSpec, out: Path, encoded: EncodedSet, report: Report) -> dict[str, Any]:
     """The facts of the training plan."""
     options: dict[str, Any] = {
         "max_seq_length": spec.training.max_seq_length,
         "packing": spec.training.packing,
         "seed": spec.training.seed,
         "pairs": encoded.found.form == "preference",
+        "report": report,
     }
     training, validation = encoded.training.documents, encoded.validation.documents
     if len(validation):
