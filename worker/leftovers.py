@@ -39,7 +39,7 @@ def remove_record(attempt: Path) -> None:
 
 def end_earlier(attempt: Path) -> None:
     """Ends what is left of the attempts before this one at the same stage, so that never two of them run."""
-    for earlier in attempt.parent.iterdir():
+    for earlier in attempt.parent.glob("*"):
         if earlier != attempt and end_group(earlier):
             log.warning("ended the abandoned process of %s", earlier)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.disk import ALMOST_NOTHING, free_bytes
-from worker.leftovers import MARK, end_earlier, remove_record, write_record
+from worker.leftovers import MARK, remove_record, write_record
 from worker.stages import DISK_FULL_STATUS
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
@@ -24,7 +24,6 @@ class StageProcess:
     def __init__(self, attempt: Path, request: dict[str, Any], secrets: dict[str, str]):
         """`request` becomes input.json. The secrets go to the process's stdin and nowhere else."""
         attempt.mkdir(parents=True, exist_ok=True)
-        end_earlier(attempt)
         (attempt / "input.json").write_text(json.dumps(request))
         self.attempt = attempt
         self._memory_kills_before = count_memory_kills()
@@ -58,16 +57,6 @@ class StageProcess:
                 return False
             time.sleep(min(POLL_SECONDS, left))
         return True
-
-    def read_reports(self, position: int) -> tuple[list[dict[str, Any]], int]:
-        """The reports from byte `position` on, and the position after them. A line that is not yet whole waits."""
-        path = self.attempt / "events.jsonl"
-        if not path.exists():
-            return [], position
-        with path.open("rb") as file:
-            file.seek(position)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        return [json.loads(line) for line in whole.splitlines()], position + len(whole) + len(newline)
 
     def read_result(self) -> dict[str, Any] | None:
         """None when the process died before it could write one."""

@@ -27,8 +27,9 @@ from app.models import File, Job, StageRun, Worker
 from app.settings import Settings
 from app.storage import Storage, discard_partial
 from worker.inputs import attempt_folder, build_request, load_secrets
+from worker.leftovers import end_earlier
 from worker.process import StageProcess
-from worker.reports import apply_reports, note_progress
+from worker.reports import apply_reports, catch_up, note_progress, read_reports
 from worker.settlement import Ending, Remains, settle
 from worker.stages import StageFailure
 
@@ -102,6 +103,7 @@ def show_work(session: Session, runner: Runner, run_id: str | None) -> None:
 
 
 def carry_out(runner: Runner, claim: Claim) -> None:
+    end_earlier(claim.folder)
     start = insist(runner, lambda session: begin(session, runner, claim))
     if start is None:
         return
@@ -191,6 +193,8 @@ def begin(session: Session, runner: Runner, claim: Claim) -> Start | None:
         return None
     if isinstance(owner, Job):
         record_start(session, owner, run)
+        earlier = stage_runs.earlier_attempts(session, run)
+        catch_up(session, owner, run, (attempt_folder(runner.storage, attempt) for attempt in earlier))
     show_work(session, runner, run.id)
     try:
         seconds = seconds_left(session, owner, run)
@@ -232,7 +236,7 @@ def attend(runner: Runner, claim: Claim, process: StageProcess, time_is_over: fl
     while True:
         if process.wait(runner.tick_seconds):
             return ending, position
-        reports, end = process.read_reports(position)
+        reports, end = read_reports(claim.folder, position)
         wish = None
         try:
             with write_session(runner.engine) as session:
@@ -277,7 +281,7 @@ def gather(claim: Claim, process: StageProcess, ending: Ending, position: int) -
     return Remains(
         ending=ending,
         result=process.read_result(),
-        reports=process.read_reports(position)[0],
+        reports=read_reports(claim.folder, position)[0],
         out=claim.folder / "out",
         end=process.describe_end(),
         killed_for_memory=process.was_killed_for_memory(),

@@ -98,6 +98,13 @@ def metric_chunks(session: Session, job_id: str) -> list[MetricChunk]:
     return list(session.exec(select(MetricChunk).where(MetricChunk.job_id == job_id).order_by(col(MetricChunk.id))))
 
 
+def last_metric_step(session: Session, job_id: str) -> int:
+    """The step of the point that was written last, 0 when there is none."""
+    statement = select(MetricChunk).where(MetricChunk.job_id == job_id).order_by(col(MetricChunk.id).desc()).limit(1)
+    chunk = session.exec(statement).first()
+    return int(chunk.points[-1]["step"]) if chunk and chunk.points else 0
+
+
 def checkpoints(session: Session, job_id: str) -> list[tuple[Checkpoint, StageRun]]:
     """By step, each with the attempt that wrote it."""
     statement = select(Checkpoint, StageRun).join(StageRun).where(Checkpoint.job_id == job_id)

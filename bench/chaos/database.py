@@ -1,5 +1,6 @@
 """What the service's database knows, read beside the service; and triggers in it that write down stale writes."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -10,6 +11,7 @@ from app.jobs import recovery, stage_runs
 from app.jobs.states import StageStatus
 from app.models import StageRun, Worker
 
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 AUDIT = (
     "CREATE TABLE IF NOT EXISTS chaos_stale (what TEXT, stage_run_id TEXT, at TEXT)",
     # An ended run is final.
@@ -52,7 +54,7 @@ def may_lose(engine: Engine, worker_pid: int) -> bool:
         held = select(StageRun).join(Worker, col(Worker.id) == StageRun.worker_id)
         for run in session.exec(held.where(Worker.pid == worker_pid, StageRun.status == StageStatus.RUNNING)):
             before = next(stage_runs.earlier_attempts(session, run), None)
-            deaths = recovery.count_deaths(session, before) if before else 0
+            deaths = recovery.count_deaths(session, before, LONG_AGO) if before else 0
             if deaths + 1 >= recovery.MAX_DEATHS and not stage_runs.has_checkpoint(session, run):
                 return False
     return True

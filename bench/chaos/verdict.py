@@ -11,10 +11,11 @@ from strikes import PUBLICATION, WRITE
 
 from app.artifacts.repository import list_of
 from app.db import read_session
+from app.jobs.presentation import load_points
 from app.jobs.states import EventType, JobStatus
 from app.models import Event, Job
 
-COUNTS = ("lost", "run twice", "stale writes", "orphans", "readable partial files", "other adapters")
+COUNTS = ("lost", "run twice", "stale writes", "orphans", "readable partial files", "other adapters", "other losses")
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
@@ -24,6 +25,7 @@ def judge(engine: Engine, ledger: Ledger) -> dict[str, list[str]]:
     reference = ledger.all("reference")[0]
     accepted = {job["id"]: job["exports"] for job in ledger.all("job")}
     with read_session(engine) as session:
+        losses = read_losses(session, reference["job"])
         jobs = {job.id: job for job in session.exec(select(Job).where(Job.id != reference["job"]))}
         for job_id in accepted.keys() | jobs.keys():
             job = jobs.get(job_id)
@@ -31,6 +33,8 @@ def judge(engine: Engine, ledger: Ledger) -> dict[str, list[str]]:
                 wrong["lost"].append(f"{job_id}: {job and job.status}, {job and job.stage}, {job and job.error}")
                 continue
             wrong["run twice"] += find_repetitions(session, job)
+            if differing := sorted(step for step, _ in losses.items() ^ read_losses(session, job_id).items()):
+                wrong["other losses"].append(f"{job_id}: steps {differing}")
             for artifact, _ in list_of(session, [job_id]):
                 if artifact.blob_sha256 != reference["artifacts"][artifact.name]:
                     wrong["other adapters" if artifact.name == ADAPTER else "other artifacts"].append(
@@ -40,6 +44,10 @@ def judge(engine: Engine, ledger: Ledger) -> dict[str, list[str]]:
     for what, name in (("run twice", "run twice"), ("orphan", "orphans"), ("partial", "readable partial files")):
         wrong[name] += [violation["detail"] for violation in ledger.all("violation") if violation["what"] == what]
     return wrong
+
+
+def read_losses(session: Session, job_id: str) -> dict[int, float | None]:
+    return {point.step: point.loss for point in load_points(session, job_id)}
 
 
 def find_repetitions(session: Session, job: Job) -> list[str]:

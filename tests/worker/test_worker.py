@@ -10,6 +10,8 @@ from sqlmodel import select
 from supervising import StartWorker, Supervised, is_gone, wait_until
 
 from app.db import write_session
+from app.jobs import repository as jobs
+from app.jobs.metrics import join_chunks
 from app.jobs.states import JobStatus, Resource, StageStatus
 from app.models import File, Worker
 from app.queue import ring
@@ -116,6 +118,26 @@ def test_a_worker_that_is_told_to_leave_goes_in_order(supervised: Supervised, st
     assert is_gone(pid)
     assert [run.status for run in supervised.runs(job_id)] == [StageStatus.CANCELLED, StageStatus.QUEUED]
     assert list_workers(supervised) == []
+
+
+def test_what_a_dead_worker_did_not_live_to_store_is_stored_by_the_next(
+    supervised: Supervised, start_worker: StartWorker, reaper: Reaper
+) -> None:
+    supervised.script("""
+        if stage == "prepare" and attempt == 1:
+            report("metrics", points=[{"step": step, "loss": 1 / step} for step in (1, 2, 3)])
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(30)
+        report("metrics", points=[{"step": 4, "loss": 1 / 4}])
+    """)
+    job_id = supervised.submit()
+    start_worker("cpu").wait(30)
+    supervised.runner = supervised.make_runner("wrk_second")
+    wait_until(lambda: Resource.CPU in supervised.waiting())
+    supervised.work(Resource.CPU)
+    with supervised.session() as session:
+        points = join_chunks(jobs.metric_chunks(session, job_id))
+    assert [(point["step"], point["loss"]) for point in points] == [(step, 1 / step) for step in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
