@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 LOG = "log.txt"
+EVENTS = "events.jsonl"
 CHECKPOINTS = "out/checkpoints/step-*"
 """Below the folder of an attempt."""
 
@@ -84,8 +85,8 @@ class Storage:
 
 
 def discard_partial(attempt: Path) -> None:
-    """Of an attempt that did not succeed: all but its log and its checkpoints, so that there is room to say so."""
-    keep_only(attempt, {LOG, CHECKPOINTS})
+    """Of an attempt that did not succeed: all but its log, reports and checkpoints, so that there is room to say so."""
+    keep_only(attempt, {LOG, EVENTS, CHECKPOINTS})
 
 
 def keep_only(folder: Path, patterns: set[str]) -> None:

@@ -1,6 +1,7 @@
 """What stays of the attempts at a job's stages, and what goes.
 
     log.txt                                 stays, whatever became of the attempt
+    events.jsonl                            stays until the job has ended: its worker may have died before it stored the last
     out/ of a stage's newest success        stays until the job has succeeded: a retry goes on from it
     out/adapter of the training             stays for good: it is what the job made, exported or not
     out/checkpoints/step-…                  the newest `checkpoints.keep` whole ones over all attempts;
@@ -18,7 +19,7 @@ from sqlmodel import Session
 from app.jobs import stage_runs
 from app.jobs.states import JobStatus, Stage, StageStatus
 from app.models import File, Job, StageRun
-from app.storage import CHECKPOINTS, LOG, Storage, discard_partial, keep_only, remove
+from app.storage import CHECKPOINTS, EVENTS, LOG, Storage, discard_partial, keep_only, remove
 
 LIVE = (StageStatus.QUEUED, StageStatus.RUNNING)
 
@@ -41,7 +42,7 @@ def tidy(session: Session, storage: Storage, owner: Job | File) -> None:
 
 def kept_of(run: StageRun, job: Job, *, is_newest_success: bool) -> set[str]:
     """Patterns of paths below the attempt's folder."""
-    kept = {LOG}
+    kept = {LOG} if JobStatus(job.status).is_terminal else {LOG, EVENTS}
     if is_newest_success and job.status is not JobStatus.SUCCEEDED:
         kept.add("out")
     elif run.stage is Stage.TRAIN:

@@ -14,8 +14,9 @@ from app.models import StageRun, Worker
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 AUDIT = (
     "CREATE TABLE IF NOT EXISTS chaos_stale (what TEXT, stage_run_id TEXT, at TEXT)",
-    # An ended run is final.
-    """CREATE TRIGGER IF NOT EXISTS chaos_run AFTER UPDATE ON stage_run WHEN OLD.status NOT IN ('queued', 'running')
+    # An ended run is final, but for its key, which is written in the transaction that ends it.
+    """CREATE TRIGGER IF NOT EXISTS chaos_run AFTER UPDATE OF status, fence, lease_until, outputs, error ON stage_run
+    WHEN OLD.status NOT IN ('queued', 'running')
     BEGIN INSERT INTO chaos_stale VALUES ('stage_run', OLD.id, datetime('now')); END""",
     # A claim gives a run the fence 1; only to take the run away raises it further.
     *(

@@ -117,7 +117,9 @@ def test_what_runs_is_not_touched_but_makes_older_checkpoints_needless(make_job,
     left = tidied(job_id)
     assert {"train/2/input.json", "train/2/out/a", "train/2/out/checkpoints/step-000005"} <= left
     assert (storage.attempt_folder(job_id, "train", 2) / "out" / "checkpoints" / ".part-000099").is_dir()
-    assert {path for path in left if path.startswith("train/1")} == {"train/1/log.txt", "train/1/out/checkpoints/step-000020"}
+    assert {path for path in left if path.startswith("train/1")} == {
+        "train/1/log.txt", "train/1/events.jsonl", "train/1/out/checkpoints/step-000020",
+    }  # fmt: skip
     write_checkpoint(storage.attempt_folder(job_id, "train", 2), 15)
     assert "train/1/out/checkpoints/step-000020" not in tidied(job_id)
 
