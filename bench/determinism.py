@@ -25,8 +25,7 @@ from worker.data.spool import Spool
 from worker.stages.train import settle
 from worker.training.batches import collate
 from worker.training.device import open_device
-from worker.training.loss import summed_cross_entropy
-from worker.training.model import attach_adapter, autocast, last_hidden, load_base
+from worker.training.model import attach_adapter, autocast, load_base, target_losses
 
 VOCABULARY = 1000
 NAMED = 8
@@ -80,9 +79,7 @@ def run_pass(model: Any, spec: JobSpec, device: Any, batch: dict[str, torch.Tens
     torch.manual_seed(0)
     model.zero_grad()
     with autocast(spec.training.precision, device):
-        hidden = last_hidden(model, batch["input_ids"], batch["position_ids"])
-        chosen = hidden.flatten(0, 1).index_select(0, batch["sources"])
-        loss = summed_cross_entropy(chosen, model.get_output_embeddings().weight, batch["targets"])
+        loss = target_losses(model, batch).sum()
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     if device.is_cuda:

@@ -13,10 +13,11 @@ Every stage module has `run(spec: JobSpec, inputs: Inputs, out: Path, report: Re
 
 Kinds of report, and what the supervisor does with them:
     progress    any of the contract's `progress` fields, or `message`: the job's progress
-    metrics     points=[{step, time, loss, learning_rate, grad_norm, tokens_per_second, reserved_bytes, eval_loss}]
+    metrics     points=[{step, time, loss, learning_rate, grad_norm, tokens_per_second, reserved_bytes, eval_loss}],
+                and what the method adds: {reward_chosen, reward_rejected, reward_margin, reward_accuracy} for dpo
     data        the contract's `data` counts
     memory      the contract's `memory` object
-    summary     train_loss, eval_loss, eval_loss_base: the job's `metrics`
+    summary     train_loss, eval_loss, eval_loss_base, and what the method adds: the job's `metrics`
     resolved    spec={...}: a patch of the spec, for what was `auto`
     checkpoint  step, bytes, metrics: a checkpoint is complete on disk
     warning     code, message, and facts of its own for programs: an event of the job

@@ -31,7 +31,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     ready = make_run(settled, inputs, device, base, plan, out, report)
     report("progress", message="Loading the libraries")
     trained: Trained = importlib.import_module(ENGINES[settled.training.engine]).train(ready)
-    report("summary", train_loss=trained.train_loss, eval_loss_base=trained.eval_loss_base, eval_loss=trained.eval_loss)
+    report("summary", **summarise(trained))
     return Outcome(values_of(ready, trained), list_files(spec, out))
 
 
@@ -96,6 +96,17 @@ def open_validation(spec: JobSpec, inputs: Inputs) -> tuple[Plan | None, list[di
         return Plan.open(folder), []
     with prompts.open(encoding="utf-8") as lines:
         return Plan.open(folder), [json.loads(line) for line in islice(lines, spec.evaluation.samples)]
+
+
+def summarise(trained: Trained) -> dict[str, Any]:
+    """The job's `metrics`: of the last step, and of the held-out rows, with `_base` as they were before training."""
+    base = {f"{name}_base": value for name, value in trained.measured_base.items()}
+    return (
+        {"train_loss": trained.train_loss, "eval_loss": None, "eval_loss_base": None}
+        | trained.last_metrics
+        | base
+        | trained.measured
+    )
 
 
 def values_of(run: Run, trained: Trained) -> dict[str, Any]:

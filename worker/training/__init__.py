@@ -53,8 +53,11 @@ class Trained:
     train_seconds: float
     train_loss: float
     final_loss: float
-    eval_loss_base: float | None
-    eval_loss: float | None
+    last_metrics: dict[str, float]
+    """Of the last step, beside its loss: what the objective has to tell."""
+    measured_base: dict[str, float]
+    measured: dict[str, float]
+    """Of the held-out rows, before and after training: `eval_loss` and others, nothing without such rows."""
     samples: dict[str, Any] | None
     trainable_parameters: int
     resumed_from_step: int | None

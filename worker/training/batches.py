@@ -1,7 +1,7 @@
 """Micro-batches from a plan, in an order that a number of consumed rows describes whole."""
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +20,11 @@ class Batch(TypedDict):
     targets: torch.Tensor
     rows: int
     tokens: int
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on the device."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def count_rows(plan_rows: int, training: Training) -> int:

@@ -8,10 +8,9 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from worker.data.plan import Plan
-from worker.training.batches import RowOrder, collate
+from worker.training.batches import RowOrder, collate, to_device
 from worker.training.device import Device
-from worker.training.loss import summed_cross_entropy
-from worker.training.model import evaluating, last_hidden
+from worker.training.model import evaluating, target_losses
 
 EXTRA_TOKENS = 16
 MOST_TOKENS = 256
@@ -24,13 +23,10 @@ def held_out_loss(model: PeftModel, plan: Plan, *, batch_size: int, precision: s
     """Mean cross-entropy of the plan's trained tokens."""
     total = torch.zeros((), device=device.torch)
     tokens = 0
-    weight = model.get_output_embeddings().weight
     with evaluating(model, precision, device, adapter=adapter):
         for indices in RowOrder(plan, batch_size, plan.rows):
-            batch = collate([plan.row(index) for index in indices])
-            hidden = last_hidden(model, batch["input_ids"].to(device.torch), batch["position_ids"].to(device.torch))
-            chosen = hidden.flatten(0, 1).index_select(0, batch["sources"].to(device.torch))
-            total += summed_cross_entropy(chosen, weight, batch["targets"].to(device.torch))
+            batch = to_device(collate([plan.row(index) for index in indices]), device.torch)
+            total += target_losses(model, batch).sum()
             tokens += len(batch["targets"])
     return total.item() / max(1, tokens)
 

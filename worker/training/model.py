@@ -18,7 +18,9 @@ from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from worker.stages import StageFailure
 from worker.training import ATTENTION
+from worker.training.batches import Batch
 from worker.training.device import Device
+from worker.training.loss import cross_entropies
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -147,6 +149,14 @@ def last_hidden(model: PeftModel, input_ids: Tensor, position_ids: Tensor) -> Te
     transformers makes the block mask from them, but only when there is no cache and no other mask."""
     backbone: Any = model.get_base_model().base_model
     return backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
+def target_losses(model: PeftModel, batch: Batch) -> Tensor:
+    """-log p of each target of a batch that is on the model's device, fp32 [trained]."""
+    hidden = last_hidden(model, batch["input_ids"], batch["position_ids"])
+    return cross_entropies(
+        hidden.flatten(0, 1).index_select(0, batch["sources"]), model.get_output_embeddings().weight, batch["targets"]
+    )
 
 
 def autocast(precision: str, device: Device) -> AbstractContextManager:

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from worker.training import Run
@@ -27,10 +27,12 @@ class Counters:
     trained_tokens: int = 0
     loss_sum: float = 0.0
     last_loss: float = math.nan
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    """What the objective told of the last step."""
     train_seconds: float = 0.0
     held_out: str | None = None
     """The Run's, once its base model has been measured: the next two."""
-    eval_loss_base: float | None = None
+    measured_base: dict[str, float] = field(default_factory=dict)
     answers_before: list[str] | None = None
 
     @property
@@ -64,27 +66,38 @@ class Progress:
         self.counters.tokens_seen += tokens
         self.counters.trained_tokens += trained_tokens
 
-    def step_done(self, *, loss: float, learning_rate: float, grad_norm: float, evaluate: Callable[[], float] | None) -> None:
-        """`evaluate` gives the held-out loss when this step is one to measure it at. StageFailure when a number is none."""
+    def step_done(
+        self,
+        *,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float,
+        metrics: dict[str, float],
+        evaluate: Callable[[], dict[str, float]] | None,
+    ) -> None:
+        """`metrics` is what the objective adds; `evaluate` measures the held-out rows, when this step is one to do so at.
+        StageFailure when a number is none."""
         counters = self.counters
         counters.step += 1
         self._check(loss, grad_norm)
         seconds = time.monotonic() - self._began
         self._recent.append(seconds)
         counters.loss_sum += loss
-        counters.last_loss = loss
+        counters.last_loss, counters.last_metrics = loss, metrics
         speed = round(self._window_tokens / seconds, 1)
-        eval_loss = evaluate() if evaluate else None
+        measured = evaluate() if evaluate else {}
         self.count_seconds()
         self.last_metrics = {
             "step": counters.step,
             "time": time.time(),
             "loss": loss,
-            "eval_loss": eval_loss,
+            "eval_loss": None,
             "learning_rate": learning_rate,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_second": speed,
             "reserved_bytes": self.meter.reserved(),
+            **metrics,
+            **measured,
         }
         self._report("metrics", points=[self.last_metrics])
         self._report(

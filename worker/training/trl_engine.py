@@ -18,22 +18,20 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 from trl import SFTTrainer
 
-from worker.data.plan import Plan
 from worker.space import require_space
 from worker.stages import StageStopped
 from worker.training import Run, Trained, checkpoints, evaluation, failures, restoration
-from worker.training.batches import Batch, PlanRows, RowOrder, collate, count_rows
+from worker.training.batches import RowOrder, count_rows
 from worker.training.checkpoints import Checkpoint, Unfit
-from worker.training.loss import summed_cross_entropy
 from worker.training.model import (
     attach_adapter,
     autocast,
     check_head,
-    last_hidden,
     load_adapter,
     load_base,
     save_adapter,
 )
+from worker.training.objectives import Objective, open_objective
 from worker.training.progress import Counters, Progress
 from worker.training.restoration import restoring
 from worker.training.trl_settings import arguments
@@ -79,10 +77,11 @@ def written_bytes(run: Run, model: PeftModel) -> int:
 
 def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Trained:
     counters = restoration.read_counters(checkpoint, run) if checkpoint else Counters()
+    objective = open_objective(run, model, checkpoint)
     if counters.held_out != run.held_out:
-        counters.eval_loss_base, counters.answers_before = measure(run, model, tokenizer, adapter=False)
+        counters.measured_base, counters.answers_before = measure(run, objective, model, tokenizer, adapter=False)
         counters.held_out = run.held_out
-    trainer = PlanTrainer(run, model, tokenizer, counters)
+    trainer = PlanTrainer(run, model, objective, tokenizer, counters)
     with run.report.holding_stop():
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         if run.report.stop_requested:
@@ -93,7 +92,7 @@ def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokeni
     (run.out / "adapter").mkdir()
     save_adapter(model, run.out / "adapter")
     try:
-        eval_loss, answers_after = measure(run, model, tokenizer, adapter=True)
+        measured, answers_after = measure(run, objective, model, tokenizer, adapter=True)
     except BaseException:  # stopped, or out of memory: the next attempt shall only measure
         trainer.save_unless_saved()
         raise
@@ -102,77 +101,73 @@ def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokeni
         train_seconds=counters.train_seconds,
         train_loss=counters.train_loss,
         final_loss=counters.last_loss,
-        eval_loss_base=counters.eval_loss_base,
-        eval_loss=eval_loss,
+        last_metrics=counters.last_metrics,
+        measured_base=counters.measured_base,
+        measured=measured,
         samples=evaluation.compare(run.samples, counters.answers_before or [], answers_after) if run.samples else None,
         trainable_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         resumed_from_step=checkpoint.step if checkpoint else None,
     )
 
 
-def measure(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, adapter: bool) -> tuple[float | None, list[str]]:
-    """The held-out loss, None without validation rows, and the answers to the samples."""
+def measure(
+    run: Run, objective: Objective, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, adapter: bool
+) -> tuple[dict[str, float], list[str]]:
+    """What the objective measures on the held-out rows, and the answers to the samples."""
     which = "trained" if adapter else "base"
-    loss, answers = None, []
+    answers: list[str] = []
     if run.validation:
         run.report("progress", message=f"Measuring the held-out loss of the {which} model")
-        loss = measure_loss(run, model, run.validation, adapter=adapter)
+    measured = objective.measure(adapter=adapter)
     if run.samples:
         run.report("progress", message=f"Answering {len(run.samples)} held-out prompts with the {which} model")
         precision = run.spec.training.precision
         answers = evaluation.answer(model, tokenizer, run.samples, precision=precision, device=run.device, adapter=adapter)
-    return loss, answers
-
-
-def measure_loss(run: Run, model: PeftModel, rows: Plan, *, adapter: bool) -> float:
-    training = run.spec.training
-    return evaluation.held_out_loss(
-        model, rows, batch_size=training.batch_size, precision=training.precision, device=run.device, adapter=adapter
-    )
+    return measured, answers
 
 
 class PlanTrainer(SFTTrainer):
     """SFTTrainer whose rows, loss and checkpoints are ours."""
 
-    def __init__(self, run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase, counters: Counters):
+    def __init__(
+        self, run: Run, model: PeftModel, objective: Objective, tokenizer: PreTrainedTokenizerBase, counters: Counters
+    ):
         self.run, self.adapted = run, model
+        self.objective: Objective = objective
         self.progress = Progress(counters, run)
         self.saved_step = counters.step
-        self._head = model.get_output_embeddings().weight
         exact = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
         super().__init__(
             model=model,
             args=arguments(run),
             train_dataset=Dataset.from_dict({"row": [0]}),  # SFTTrainer wants one; get_train_dataloader does not use it
-            data_collator=collate,  # type: ignore[arg-type]
+            data_collator=objective.collate,  # type: ignore[arg-type]
             processing_class=tokenizer,
             callbacks=[StepCallback(self)],
         )
-        self.model_accepts_loss_kwargs = True  # the loss is divided by the window's tokens, so not by its micro-batches again
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the window's count, so not by its micro-batches again
         for weight, data in exact:
             weight.data = data  # trl rounds the adapters of a quantised model to bf16
 
     def get_train_dataloader(self) -> DataLoader:
         training, plan = self.run.spec.training, self.run.plan
         order = RowOrder(plan, training.batch_size, count_rows(plan.rows, training))
-        return DataLoader(PlanRows(plan), batch_sampler=order, collate_fn=collate, pin_memory=self.run.device.is_cuda)
+        rows, collate = self.objective.rows, self.objective.collate
+        return DataLoader(rows, batch_sampler=order, collate_fn=collate, pin_memory=self.run.device.is_cuda)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], int]:
-        """The micro-batches of one step, and the trained tokens that their losses are divided by."""
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], int]:
+        """The micro-batches of one step, and what the sum of their losses is divided by."""
         window = list(islice(epoch_iterator, num_batches))
-        trained_tokens = sum(len(batch["targets"]) for batch in window)
         self.progress.window_started(
             rows=sum(batch["rows"] for batch in window),
             tokens=sum(batch["tokens"] for batch in window),
-            trained_tokens=trained_tokens,
+            trained_tokens=sum(len(batch["targets"]) for batch in window),
         )
-        return window, trained_tokens
+        return window, sum(map(self.objective.count, window))
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         with autocast(self.run.spec.training.precision, self.run.device):
-            hidden = last_hidden(self.adapted, inputs["input_ids"], inputs["position_ids"])
-            chosen = hidden.flatten(0, 1).index_select(0, inputs["sources"])
-            loss = summed_cross_entropy(chosen, self._head, inputs["targets"]) / max(1, num_items_in_batch)
+            loss = self.objective.summed_loss(inputs) / max(1, num_items_in_batch)
         self.progress.meter.sample()
         return loss
 
@@ -180,15 +175,14 @@ class PlanTrainer(SFTTrainer):
         super().log(logs, start_time)
         self.state.log_history.clear()  # it would grow into every checkpoint
         if "loss" in logs:
-            every, rows = self.run.spec.evaluation.every_steps, self.run.validation
-            evaluate = None
-            if rows and every and self.state.global_step % every == 0:
-                evaluate = partial(measure_loss, self.run, self.adapted, rows, adapter=True)
+            every = self.run.spec.evaluation.every_steps
+            due = every and self.state.global_step % every == 0
             self.progress.step_done(
                 loss=logs["loss"],
                 learning_rate=logs["learning_rate"],
                 grad_norm=logs["grad_norm"],
-                evaluate=evaluate,
+                metrics=self.objective.take_metrics(),
+                evaluate=partial(self.objective.measure, adapter=True) if due else None,
             )
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -210,6 +204,7 @@ class PlanTrainer(SFTTrainer):
     def _fill(self, folder: Path) -> None:
         """The files that Trainer reads on resume, none of which needs a pickle to be trusted."""
         save_adapter(self.adapted, folder)
+        self.objective.save(folder)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))

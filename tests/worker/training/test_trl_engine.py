@@ -20,6 +20,7 @@ from worker.training.batches import RowOrder, collate, count_rows
 from worker.training.device import open_device
 from worker.training.evaluation import held_out_loss
 from worker.training.model import attach_adapter, check_head, last_hidden, load_base
+from worker.training.objectives import open_objective
 from worker.training.progress import Counters
 from worker.training.trl_engine import PlanTrainer
 
@@ -39,6 +40,11 @@ def load(run: Run):
         if "lora_B" in name:  # zero at first, which leaves lora_A without a gradient to compare
             torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(len(name)))
     return model.train()  # in eval mode bitsandbytes computes more coarsely on some CPUs
+
+
+def make_trainer(run: Run, model, counters: Counters | None = None) -> PlanTrainer:
+    tokenizer = AutoTokenizer.from_pretrained(run.base)
+    return PlanTrainer(run, model, open_objective(run, model, None), tokenizer, counters or Counters())
 
 
 def documents_of(row):
@@ -81,7 +87,7 @@ def close(found, expected):
 def test_losses_and_gradients_equal_separate_documents_in_one_big_batch(tmp_path, memory):
     run = prepare(tmp_path, batch_size=2, gradient_accumulation=3, memory=memory)
     model = load(run)
-    trainer = PlanTrainer(run, model, AutoTokenizer.from_pretrained(run.base), Counters())
+    trainer = make_trainer(run, model)
     loader = iter(trainer.get_train_dataloader())
     for window in windows_of(run)[:2]:
         assert len({sum((row.labels != IGNORED).sum() for row in rows) for rows in window}) > 1  # uneven micro-batches
@@ -104,7 +110,7 @@ def test_the_trainer_leaves_the_adapter_as_it_is(tmp_path, memory):
     run = prepare(tmp_path, memory=memory)
     model = load(run)
     before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    PlanTrainer(run, model, AutoTokenizer.from_pretrained(run.base), Counters())
+    make_trainer(run, model)
     after = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert {weight.dtype for weight in after.values()} == {torch.float32}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
@@ -138,7 +144,7 @@ def test_training_equals_a_plain_loop(tmp_path):
         optimizer.step()
         expected.append(loss.item())
     counters = Counters()
-    trainer = PlanTrainer(run, model, AutoTokenizer.from_pretrained(run.base), counters)
+    trainer = make_trainer(run, model, counters)
     result = trainer.train()
     assert run.total_steps == len(expected) == counters.step
     assert run.plan.rows * 2 % 4  # the last window is a short one
