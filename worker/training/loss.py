@@ -1,7 +1,9 @@
 """Cross-entropies of the trained tokens, without the logits of a whole batch ever existing.
 
-The head is frozen, so each chunk of tokens is projected once and its gradient is taken at once: with p = softmax(h Wᵀ),
-d(-log p[y]) / dh = (p - onehot(y)) W. Sums and softmax are in fp32, the two matrix products in the head's own format.
+Each chunk of tokens is projected once and its gradient is taken at once: with p = softmax(h Wᵀ),
+d(-log p[y]) / dh = (p - onehot(y)) W. Where the head is trained too, its gradient (p - onehot(y))ᵀ h hangs on what
+each token's loss is multiplied by later, so each chunk is projected again for it. Sums and softmax are in fp32, matrix products
+in the format of the hidden states.
 """
 
 from typing import Any
@@ -16,7 +18,8 @@ LOGITS_PER_CHUNK = 2**25
 def cross_entropies(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """-log p[target] of each token, fp32 [tokens]. Its gradient can be taken once.
 
-    `hidden` [tokens, width] and the head's `weight` [vocabulary, width] in one format, `targets` int64 [tokens].
+    `hidden` [tokens, width] and the head's `weight` [vocabulary, width], in the same format or, where it is trained, fp32;
+    `targets` int64 [tokens].
     """
     return _CrossEntropies.apply(hidden, weight, targets)
 
@@ -24,29 +27,56 @@ def cross_entropies(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        wants_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wants_gradient else None
+        head = weight.to(hidden.dtype)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
-        for start in range(0, len(targets), rows):
-            chunk = slice(start, start + rows)
-            wanted = targets[chunk, None]
-            scores = (hidden[chunk] @ weight.T).float()
-            scores -= scores.amax(dim=1, keepdim=True)
-            at_target = scores.gather(1, wanted)
-            total = scores.exp_().sum(dim=1, keepdim=True)
-            losses[chunk] = (total.log() - at_target)[:, 0]
+        for chunk in chunks(len(targets), len(head)):
+            losses[chunk], total, scores = project(hidden[chunk], head, targets[chunk])
             if gradient is not None:
-                scores /= total
-                scores.scatter_add_(1, wanted, scores.new_full((1, 1), -1.0).expand_as(wanted))
-                gradient[chunk] = scores.to(weight.dtype) @ weight
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+                gradient[chunk] = slopes(scores, total, targets[chunk]).to(head.dtype) @ head
+        ctx.save_for_backward(gradient, *((hidden, weight, targets) if ctx.needs_input_grad[1] else ()))
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        # The upstream gradient stays fp32: with fp16's loss scale in it, it may be over what fp16 can hold. In place, because
-        # this is where a step's memory is highest.
-        return gradient.mul_(upstream[0][:, None]), None, None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        gradient, *of_head = ctx.saved_tensors
+        factors = upstream[0]
+        head_gradient = head_gradient_of(factors, *of_head) if of_head else None
+        if gradient is not None:
+            # The factors stay fp32: with fp16's loss scale in them, they may be over what fp16 can hold. In place, because this
+            # is where a step's memory is highest.
+            gradient.mul_(factors[:, None])
+        return gradient, head_gradient, None
+
+
+def chunks(tokens: int, vocabulary: int) -> list[slice]:
+    rows = max(1, LOGITS_PER_CHUNK // vocabulary)
+    return [slice(start, start + rows) for start in range(0, tokens, rows)]
+
+
+def project(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses [tokens], and what `slopes` needs: the sums of exponentials [tokens, 1] and those themselves, all fp32."""
+    scores = (hidden @ head.T).float()
+    scores -= scores.amax(dim=1, keepdim=True)
+    at_target = scores.gather(1, targets[:, None])
+    total = scores.exp_().sum(dim=1, keepdim=True)
+    return (total.log() - at_target)[:, 0], total, scores
+
+
+def slopes(scores: Tensor, total: Tensor, targets: Tensor) -> Tensor:
+    """p - onehot(target), fp32 [tokens, vocabulary], in the place of the scores."""
+    scores /= total
+    return scores.scatter_add_(1, targets[:, None], scores.new_full((1, 1), -1.0).expand(len(targets), 1))
+
+
+def head_gradient_of(factors: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """In the weight's format. The largest factor is multiplied last, for fp16's sake."""
+    head, gradient = weight.to(hidden.dtype), torch.zeros_like(weight)
+    if not len(targets):
+        return gradient
+    largest = factors.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    for chunk in chunks(len(targets), len(head)):
+        _, total, scores = project(hidden[chunk], head, targets[chunk])
+        sloping = slopes(scores, total, targets[chunk]).mul_((factors[chunk] / largest)[:, None])
+        gradient += sloping.to(head.dtype).T @ hidden[chunk]
+    return gradient.mul_(largest)

@@ -20,6 +20,18 @@ def test_equals_the_plain_cross_entropy_and_its_gradient(monkeypatch, tokens_per
     torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_trained_head_gets_its_gradient_too_whatever_each_token_is_multiplied_by(monkeypatch):
+    monkeypatch.setattr(loss, "LOGITS_PER_CHUNK", 3 * 50)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(7, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    targets, factors = torch.randint(0, 50, (7,)), torch.randn(7)
+    expected = torch.autograd.grad(
+        (cross_entropy(hidden @ weight.T, targets, reduction="none") * factors).sum(), [hidden, weight]
+    )
+    found = torch.autograd.grad((cross_entropies(hidden, weight, targets) * factors).sum(), [hidden, weight])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_large_scores_do_not_overflow():
     hidden, targets = torch.full((2, 4), 200.0), torch.tensor([0, 1])
     weight = torch.stack([torch.full((4,), 100.0), torch.full((4,), 99.0), torch.zeros(4)])
