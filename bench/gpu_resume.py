@@ -3,15 +3,16 @@
 usage: gpu_resume.py MODELS_DIR OUT.json [--model llama-3.2-1b-shape] [--steps 12] [--max-seq-length 2048] [--cap 2000000000]
 
 MODELS_DIR holds a base model of make_model.py. For a trial without a GPU make it with --tiny, and give --max-seq-length 64.
-One job of a batch of 8 rows with dropout is trained five times:
+One job of a batch of 8 rows with dropout is trained six times:
 
     whole       undisturbed
+    repeated    undisturbed once more: the differences that the kernels make by themselves
     resumed     its stage process is killed (SIGKILL) after the first checkpoint: are the losses and the adapter the same?
     cancelled   in mid-training: seconds until the stage's process is gone and the GPU's memory is free
     orphaned    its worker is killed (SIGKILL): the same seconds
     capped      batch 4 without recomputing, under a memory cap that it cannot fit in: which rungs, and the losses at the end
 
-Where the resumed losses differ, determinism.py says which operation is not deterministic. Wanted: a difference of 0 or one with
+Where the resumed losses differ, determinism.py says which kernel is not deterministic. Wanted: a difference of 0 or one with
 a name; at most 10 s until the memory is free; the capped job succeeds with the same effective batch. Memory is watched
 from a process of its own.
 """
@@ -60,6 +61,8 @@ def main() -> None:
             spec = make_spec(arguments, client.upload(rows)["id"])
             whole = wait_for_end(client, client.submit(spec))
             results["whole"] = describe(client, whole)
+            results["repeated"] = describe(client, wait_for_end(client, client.submit(spec)))
+            results["repeated"] |= compare(results["repeated"], results["whole"])
             results["resumed"] = measure_resume(client, folder / "data", spec, results["whole"])
             results["cancelled"] = measure_cancel(client, folder / "data", spec, memory)
             results["orphaned"] = measure_dead_worker(client, folder / "data", spec, memory)
@@ -214,6 +217,7 @@ def kill(process: psutil.Process) -> None:
 def print_table(results: dict[str, Any]) -> None:
     whole, resumed, capped = results["whole"], results["resumed"], results.get("capped")
     print(f"whole      {whole['status']}, {len(whole['losses'])} steps, peak {whole['peak_reserved_bytes']} bytes")
+    print(f"repeated   {describe_difference(results['repeated'])}")
     print(f"resumed    {resumed['status']} in {resumed['attempts']} attempts, {describe_difference(resumed)}")
     for name in ("cancelled", "orphaned"):
         found = results[name]
