@@ -130,11 +130,9 @@ class Encoder:
 
     def _finish(self, sample: Any, rendered: list[Rendered], encodings: list[Any]) -> list[Encoded] | RowRefused:
         results = [self._encode(*item) for item in zip(rendered, encodings, strict=True)]
-        if isinstance(sample, Preference) and not begin_alike(results):
-            results = [self._encode_in_pieces(*item) for item in zip(rendered, encodings, strict=True)]
-            if not begin_alike(results):
-                return next((item for item in results if isinstance(item, RowRefused)), unstable_tokens())
         refused = next((item for item in results if isinstance(item, RowRefused)), None)
+        if refused is None and isinstance(sample, Preference) and not begin_alike(results):
+            refused = unstable_tokens()
         return refused or [item for item in results if isinstance(item, Encoded)]
 
     def _encode(self, rendered: Rendered, encoding: Any) -> Encoded | RowRefused:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tiny_tokenizer import BOS, CHATML, HIDING, MARKED, PLAIN, SPACIOUS, STOP, STRICT, WITH_BOS, make_tokenizer
 
 from app.jobs.states import FailureCode
-from worker.data.formats.turns import Conversation
+from worker.data.formats.turns import Conversation, Preference
 from worker.data.masks import Encoded, Encoder
 from worker.data.rows import RowRefused
 from worker.stages import StageFailure
@@ -69,6 +69,22 @@ def test_what_is_trained_is_what_the_model_would_say(template, exchanges):
     assert encoded.input_ids[: len(prompt)].tolist() == prompt
     assert not encoded.trained[: len(prompt)].any()
     assert text.rstrip("\n").endswith("<|im_start|>assistant")
+
+
+@pytest.mark.parametrize("template", [CHATML, SPACIOUS, PLAIN])
+@settings(max_examples=100, deadline=None)
+@given(answers=st.tuples(TEXTS.filter(str.strip), TEXTS.filter(str.strip)))
+def test_both_sides_of_a_preference_begin_with_the_tokens_of_the_prompt(template, answers):
+    encoder = make_encoder(template)
+    sides = [Conversation([QUESTION, ANSWER | {"content": text}], None, frozenset([0])) for text in answers]
+    [documents] = encoder.encode([Preference(*sides, 1)])
+    if isinstance(documents, RowRefused):
+        assert documents.code == "unstable_tokens"
+        return
+    prompt, _ = encoder.encode_prompt(sides[0], [QUESTION])
+    for document in documents:
+        assert document.input_ids[: len(prompt)].tolist() == prompt
+        assert document.trained.argmax() == len(prompt)
 
 
 @pytest.mark.parametrize("template", [CHATML, WITH_BOS])
