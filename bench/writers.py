@@ -166,7 +166,7 @@ def summarize(written: list[dict[str, Any]], read: dict[str, list[float]], secon
 
 
 def describe(seconds: list[float]) -> dict[str, float]:
-    percentiles = quantiles(seconds, n=100)
+    percentiles = quantiles(seconds, n=100, method="inclusive")
     return {
         "count": len(seconds), "p50": round(percentiles[49] * 1000, 1), "p99": round(percentiles[98] * 1000, 1),
         "max": round(max(seconds) * 1000, 1),
