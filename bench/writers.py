@@ -80,10 +80,12 @@ def make_runs(url: str, count: int) -> list[StageRun]:
 
 
 def write(url: str, claim: Claim, gate: Barrier, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Writes at the rate for as long as asked; what is late is caught up with. Times in seconds."""
+    """Writes at the rate for as long as asked; what is late is caught up with. Times in seconds. One transaction before that,
+    not counted, warms up what a worker has done before: it has claimed the run and begun it."""
     runner = Runner(make_engine(url), Settings(), Storage(claim.folder), "wrk_bench")
     tick = 1 / arguments.rate if arguments.single else TICK_SECONDS
     written, seconds, errors = 0, [], 0
+    store(runner, claim, list(make_reports(0)))
     for elapsed in ticks(gate, arguments.seconds, tick):
         due = int(elapsed * arguments.rate)
         reports = [report for step in range(written + 1, due + 1) for report in make_reports(step)]
@@ -132,15 +134,13 @@ def read_points(engine: Engine, job_id: str) -> None:
         load_points(session, job_id)
 
 
-def ticks(gate: Barrier, seconds: float, every: float) -> Iterator[float]:
-    """The seconds since all came to the gate, at most once in `every`, until `seconds` are over."""
+def ticks(gate: Barrier, seconds: float, pause: float) -> Iterator[float]:
+    """The seconds since all came to the gate, after a pause each time, as a worker pauses between two looks at its stage."""
     gate.wait()
     start = time.monotonic()
-    due = start + every
-    while due <= start + seconds:
-        time.sleep(max(0.0, due - time.monotonic()))
+    while time.monotonic() - start < seconds - pause:
+        time.sleep(pause)
         yield time.monotonic() - start
-        due = max(due + every, time.monotonic())
 
 
 def timed(call: Callable[..., None], *arguments: Any) -> tuple[float, bool]:
