@@ -18,6 +18,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,64}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 SECRET_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # noqa: S105 — of names
 SECRET_PREFIX = "secret:"  # noqa: S105 — of a name
 
@@ -72,9 +73,9 @@ class Lora(SpecModel):
     r: Annotated[int, Field(ge=1, le=1024)] = 16
     alpha: Annotated[float, Field(gt=0)] = 16
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[ModuleName], Field(min_length=1, max_length=1000)] = "all-linear"
     variant: Literal["lora", "rslora", "dora"] = "lora"
-    modules_to_save: list[str] = []
+    modules_to_save: Annotated[list[ModuleName], Field(max_length=1000)] = []
 
 
 class Training(SpecModel):

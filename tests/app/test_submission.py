@@ -91,10 +91,6 @@ def test_all_that_is_wrong_is_listed_at_once(client):
 
 LATER = {
     "method": "dpo",
-    "quantization": "none",
-    "lora.variant": "dora",
-    "lora.target_modules": ["q_proj"],
-    "lora.modules_to_save": ["lm_head"],
     "training.memory": "low",
     "preference": {"beta": 0.2},
     "early_stopping": {"patience": 3},
@@ -120,6 +116,28 @@ def test_what_later_versions_bring_is_refused_with_a_patch_that_puts_it_right(cl
     assert found(error) == {(param, "not_available")}
     if "patch" in error["details"][0]:
         assert client.post("/v1/jobs", json=merged(spec, error["details"][0]["patch"])).status_code == 201
+
+
+ADAPTERS = [
+    {"quantization": "int8"},
+    {"quantization": "none", "lora": {"variant": "dora"}},
+    {"lora": {"variant": "rslora", "target_modules": ["q_proj", "v_proj"]}},
+    {"lora": {"modules_to_save": ["embed_tokens", "lm_head"]}},
+]
+
+
+@pytest.mark.parametrize("more", ADAPTERS)
+def test_adapters_of_any_kind_are_taken(client, upload, more):
+    answer = client.post("/v1/jobs", json={"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}} | more)
+    assert answer.status_code == 201, answer.text
+    assert client.post("/v1/jobs", json=answer.json()["spec"]).status_code == 201
+
+
+def test_dora_on_8_bit_weights_is_not_there_yet(client, upload):
+    spec = {"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}, "quantization": "int8", "lora": {"variant": "dora"}}
+    error = refuse(client, spec)
+    assert found(error) == {("quantization", "not_available")}
+    assert client.post("/v1/jobs", json=merged(spec, error["details"][0]["patch"])).status_code == 201
 
 
 @pytest.mark.parametrize("exports", [[{"kind": "adapter"}] * 2, [{"kind": "gguf"}, {"kind": "gguf", "quantization": "q8_0"}]])

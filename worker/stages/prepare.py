@@ -34,6 +34,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     if is_commit(model.revision):
         report("resolved", spec={"revision": model.revision})
     require_convertible(model, spec, inputs, report)
+    require_modules(model, spec)
 
     def check(found: Survey) -> None:
         report("resolved", spec={"dataset": {"format": found.form}})
@@ -65,6 +66,14 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             "report": facts,
         }
     )
+
+
+def require_modules(model: BaseModel, spec: JobSpec) -> None:
+    """StageFailure invalid_spec when the adapter is to change modules that the base model does not have."""
+    if spec.lora.target_modules != "all-linear" or spec.lora.modules_to_save:
+        from worker.training import adapter_modules  # costs the import of torch and transformers
+
+        adapter_modules.check_modules(adapter_modules.empty_model(model.path), spec)
 
 
 def require_rows(found: Survey, spec: JobSpec) -> None:

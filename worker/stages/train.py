@@ -20,7 +20,6 @@ from worker.training.precision import choose
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """StageFailure invalid_spec, not_available, dataset_empty, model_*, hub_*, out_of_memory, nan_loss; StageStopped."""
-    refuse_unavailable(spec)
     plan = open_plan(inputs)
     device = open_device(inputs.device_memory_bytes)
     settled = settle(spec, device)
@@ -33,14 +32,6 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     trained: Trained = importlib.import_module(ENGINES[settled.training.engine]).train(ready)
     report("summary", **summarise(trained))
     return Outcome(values_of(ready, trained), list_files(spec, out))
-
-
-def refuse_unavailable(spec: JobSpec) -> None:
-    if spec.lora.modules_to_save:
-        message = "lora.modules_to_save is not available yet. Leave it empty."
-        raise StageFailure(
-            FailureCode.NOT_AVAILABLE, message, param="lora.modules_to_save", patch={"lora": {"modules_to_save": []}}
-        )
 
 
 def open_plan(inputs: Inputs) -> Plan:

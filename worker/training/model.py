@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
@@ -18,6 +19,7 @@ from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from worker.stages import StageFailure
 from worker.training import ATTENTION
+from worker.training.adapter_modules import check_modules
 from worker.training.batches import Batch
 from worker.training.device import Device
 from worker.training.loss import cross_entropies
@@ -92,7 +94,8 @@ def unsupported(spec: JobSpec, reason: str) -> StageFailure:
 
 
 def attach_adapter(model: PreTrainedModel, spec: JobSpec, revision: str) -> PeftModel:
-    """A fresh LoRA adapter, seeded by training.seed, fp32. StageFailure when target_modules names no layer."""
+    """A fresh adapter, seeded by training.seed, in fp32. StageFailure when the spec names modules that are not there."""
+    check_modules(model, spec)
     lora = spec.lora
     torch.manual_seed(spec.training.seed)
     config = LoraConfig(
@@ -100,31 +103,30 @@ def attach_adapter(model: PreTrainedModel, spec: JobSpec, revision: str) -> Peft
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        modules_to_save=sorted(lora.modules_to_save) or None,
         use_rslora=lora.variant == "rslora",
         use_dora=lora.variant == "dora",
         task_type="CAUSAL_LM",
     )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as problem:
-        raise StageFailure(
-            FailureCode.INVALID_SPEC,
-            f"lora.target_modules does not fit {spec.base_model}. Name its linear layers, such as q_proj, or all-linear.",
-            param="lora.target_modules",
-            patch={"lora": {"target_modules": "all-linear"}},
-        ) from problem
-    if any(weight.requires_grad for weight in adapted.get_output_embeddings().parameters()):
-        raise StageFailure(
-            FailureCode.NOT_AVAILABLE,
-            "An adapter on the output head is not available yet. Leave it out of lora.target_modules.",
-            param="lora.target_modules",
-            patch={"lora": {"target_modules": "all-linear"}},
-        )
+    adapted = get_peft_model(model, config)
+    hold_exactly(adapted, DTYPES[spec.training.precision])
     # The published config names the base as the user did, and in an order that does not change from run to run.
     found: Any = adapted.peft_config["default"]
     found.base_model_name_or_path, found.revision = spec.base_model, revision
     found.target_modules = sorted(found.target_modules)
     return adapted
+
+
+def hold_exactly(model: PeftModel, dtype: torch.dtype) -> None:
+    """Makes all that is trained fp32: peft does so with the parts of an adapter, not with modules that are trained whole. What
+    these hand on is in the compute format again, or all that follows would be fp32."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.float()
+            module.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

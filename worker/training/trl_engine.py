@@ -21,6 +21,7 @@ from trl import SFTTrainer
 from worker.space import require_space
 from worker.stages import StageStopped
 from worker.training import Run, Trained, checkpoints, evaluation, failures, restoration
+from worker.training.adapter_modules import unties
 from worker.training.batches import RowOrder, count_rows
 from worker.training.checkpoints import Checkpoint, Unfit
 from worker.training.model import (
@@ -42,7 +43,11 @@ def train(run: Run) -> Trained:
     loaded = False
     try:
         run.report("progress", message="Loading the base model")
-        model = attach_adapter(load_base(run.base, run.spec, run.device), run.spec, run.base_revision)
+        base = load_base(run.base, run.spec, run.device)
+        if unties(base, run.spec):
+            message = "The base model's embeddings and output head share their weights; after this training each has its own."
+            run.report("warning", code="embeddings_untied", message=message)
+        model = attach_adapter(base, run.spec, run.base_revision)
         check_head(model, run.spec, run.device)
         loaded = True
         return train_adapter(run, model)

@@ -227,6 +227,6 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path):
 def test_target_modules_that_cannot_be_adapted_are_named(tmp_path, modules):
     run = prepare(tmp_path)
     spec = JobSpec.model_validate(run.spec.model_dump() | {"lora": {"target_modules": modules}})
-    with pytest.raises(StageFailure) as failure:
+    with pytest.raises(StageFailure, match="q_proj") as failure:
         attach_adapter(load_base(run.base, spec, run.device), spec, "1")
     assert failure.value.param == "lora.target_modules"
