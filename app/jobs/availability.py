@@ -11,9 +11,7 @@ Test = Callable[[JobSpec], bool]
 
 LATER: list[tuple[str, Any, Test]] = [
     # the field, what it must be instead, whether the spec asks for more
-    ("method", "sft", lambda spec: spec.method != "sft"),
     ("training.memory", "auto", lambda spec: spec.training.memory == "low"),
-    ("preference", Preference().model_dump(), lambda spec: spec.preference != Preference()),
     ("early_stopping", None, lambda spec: spec.early_stopping is not None),
     ("evaluation.every_steps", None, lambda spec: spec.evaluation.every_steps is not None),
     ("publish", [], lambda spec: bool(spec.publish)),
@@ -60,10 +58,44 @@ def check_validation(dataset: Dataset) -> list[Detail]:
     return []
 
 
+DEFAULTS = {"preference": Preference().model_dump()}
+ANSWERS_ONLY = {"training": {"assistant_only_loss": True}}
+
+
+def check_method(spec: JobSpec) -> list[Detail]:
+    """What the method leaves no choice of, or has no use for."""
+    details = []
+    prefers = spec.method == "dpo"
+    if spec.dataset.format != "auto":
+        details += check_form(spec, spec.dataset.format, "dataset.format")
+    if spec.preference != Preference() and not prefers:
+        message = f"preference: it is for the method dpo, and the method is {spec.method}."
+        details.append(Detail("preference", message, patch=DEFAULTS))
+    if prefers and not spec.training.assistant_only_loss:
+        message = "training.assistant_only_loss: dpo compares answers; their prompts cannot be part of it."
+        details.append(Detail("training.assistant_only_loss", message, patch=ANSWERS_ONLY))
+    return details
+
+
+def check_form(spec: JobSpec, form: str, param: str) -> list[Detail]:
+    """Whether the method can learn from rows of this form; the patch chooses one that can."""
+    prefers = spec.method == "dpo"
+    if (form == "preference") == prefers:
+        return []
+    wanted = "preferences, chosen and rejected answers" if prefers else "rows without a rejected answer"
+    message = f"{param}: the rows are {form}, but the method {spec.method} learns from {wanted}."
+    patch: dict[str, Any] = {"method": "sft" if prefers else "dpo"}
+    if prefers and spec.preference != Preference():
+        patch |= DEFAULTS
+    if not prefers and not spec.training.assistant_only_loss:
+        patch |= ANSWERS_ONLY
+    return [Detail(param, message, patch=patch)]
+
+
 def check_combinations(spec: JobSpec) -> list[Detail]:
     """Fields that are right by themselves and wrong together."""
     seen: Counter[str] = Counter()
-    details = check_validation(spec.dataset)
+    details = check_validation(spec.dataset) + check_method(spec)
     for place, export in enumerate(spec.exports):
         name = f"{export.kind} {export.quantization}" if export.kind == "gguf" else export.kind
         seen[name] += 1

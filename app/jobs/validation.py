@@ -9,7 +9,7 @@ from app.base_models import catalog
 from app.db import read_session
 from app.errors import Detail, InvalidSpec
 from app.files import repository as files
-from app.jobs.availability import check_available, check_combinations
+from app.jobs.availability import check_available, check_combinations, check_form
 from app.jobs.spec import JobSpec
 from app.models import File
 from app.secrets import service as secrets
@@ -66,10 +66,8 @@ def check_file(file: File | None, file_id: str, spec: JobSpec, param: str) -> li
     report = file.report
     if report is None or spec.dataset.format not in ("auto", report["format"]):
         return []
-    if (report["format"] == "preference") != (spec.method == "dpo"):
-        wanted = "preferences, chosen and rejected" if spec.method == "dpo" else "rows with one answer"
-        message = f"{param}: its rows are {report['format']}, but the method {spec.method} learns from {wanted}."
-        return [Detail(param, message)]
+    if spec.dataset.format == "auto" and (details := check_form(spec, report["format"], param)):
+        return details
     rows, refused = report["rows"], report["rows_refused"]
     if rows <= refused:
         message = f"{param}: none of its {rows} rows can be trained on. {describe_refusals(report)}"

@@ -90,9 +90,7 @@ def test_all_that_is_wrong_is_listed_at_once(client):
 
 
 LATER = {
-    "method": "dpo",
     "training.memory": "low",
-    "preference": {"beta": 0.2},
     "early_stopping": {"patience": 3},
     "evaluation.every_steps": 10,
     "publish": [{"repo": "me/x"}],
@@ -164,6 +162,53 @@ def test_a_data_set_with_refused_rows_needs_max_refused(client, upload, inspecte
     assert "Line 7" in error["message"]
     spec["dataset"] |= error["details"][0]["patch"]["dataset"]
     assert client.post("/v1/jobs", json=spec).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "patch"),
+    [
+        ("preference", {}, {"method": "dpo"}),
+        (
+            "preference",
+            {"method": "cpt", "training": {"assistant_only_loss": False}},
+            {"method": "dpo", "training": {"assistant_only_loss": True}},
+        ),
+        ("messages", {"method": "dpo"}, {"method": "sft"}),
+        ("text", {"method": "dpo", "preference": {"beta": 0.3}}, {"method": "sft", "preference": {"beta": 0.1}}),
+    ],
+)
+@pytest.mark.parametrize("told_by", ["report", "spec"])
+def test_a_method_that_cannot_learn_from_the_rows_is_refused(client, upload, inspected, form, fields, patch, told_by):
+    file_id = upload()["id"]
+    if told_by == "report":
+        inspected(file_id, report=report(10, 0, form))
+    spec = {"base_model": BUILT_IN, "dataset": {"file": file_id, "format": form if told_by == "spec" else "auto"}} | fields
+    error = refuse(client, spec)
+    [detail] = error["details"]
+    assert (detail["param"], detail["code"]) == ("dataset.file" if told_by == "report" else "dataset.format", "invalid_spec")
+    assert detail["patch"] == patch
+    assert client.post("/v1/jobs", json=merged(spec, patch)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"preference": {"beta": 0.3}}, "preference"),
+        ({"method": "cpt", "preference": {"beta": 0.3}}, "preference"),
+        ({"method": "dpo", "training": {"assistant_only_loss": False}}, "training.assistant_only_loss"),
+    ],
+)
+def test_what_a_method_has_no_use_for_is_refused(client, upload, fields, param):
+    spec = {"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}} | fields
+    error = refuse(client, spec)
+    assert found(error) == {(param, "invalid_spec")}
+    assert client.post("/v1/jobs", json=merged(spec, error["details"][0]["patch"])).status_code == 201
+
+
+@pytest.mark.parametrize("fields", [{"method": "cpt"}, {"method": "dpo", "preference": {"beta": 0.3}}])
+def test_every_method_is_taken(submit, fields):
+    spec = submit(**fields)["spec"]
+    assert {name: spec[name] for name in fields} == fields
 
 
 def test_a_data_set_with_nothing_to_train_on_is_refused(client, upload, inspected):

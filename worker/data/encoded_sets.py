@@ -71,7 +71,8 @@ def encode_set(
 def make_encoder(model: BaseModel, spec: JobSpec) -> Encoder:
     tokenizer = load_tokenizer(model.path)
     eos = eos_token_ids(model.path, tokenizer)
-    return Encoder(tokenizer, assistant_only=spec.training.assistant_only_loss, eos_token_ids=eos)
+    learned: dict[str, bool] = {"assistant_only": spec.training.assistant_only_loss, "whole": spec.method == "cpt"}
+    return Encoder(tokenizer, eos_token_ids=eos, **learned)
 
 
 def open_rows(spec: JobSpec, inputs: Inputs, report: Report) -> Reader:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from worker.data.formats import Sample
 from worker.data.formats.turns import Conversation, Preference, Turn
 from worker.data.masks import Encoded, Encoder
@@ -25,8 +27,9 @@ class Fitted(NamedTuple):
 def fit(samples: Sequence[Sample], encoder: Encoder, *, max_seq_length: int, policy: str) -> list[Fitted | RowRefused]:
     """The documents of each sample, none longer than `max_seq_length`.
 
-    `policy` `split` parts a conversation between an answer and the next question, each part with the system turn, and a text
-    where a row is full; a single exchange or a preference that is too long is cut. `cut` keeps the start, `drop` nothing.
+    `policy` `split` parts a conversation between an answer and the next question, each part with the system turn, and a text,
+    or a conversation that is learned whole, where a row is full; a single exchange or a preference that is too long is cut.
+    `cut` keeps the start, `drop` nothing.
     """
     return [
         encoded if isinstance(encoded, RowRefused) else fit_one(sample, encoded, encoder, max_seq_length, policy)
@@ -63,12 +66,22 @@ def split(sample: Sample, encoded: list[Encoded], encoder: Encoder, max_seq_leng
     """The parts; None where there is no place to part it."""
     if isinstance(sample, Preference):
         return None
-    if isinstance(sample, str):
+    if isinstance(sample, str) or encoder.whole:
         [whole] = encoded
-        starts = range(0, len(whole.input_ids), max_seq_length)
-        slices = [slice(start, start + max_seq_length) for start in starts]
-        return [Encoded(whole.input_ids[piece], whole.trained[piece]) for piece in slices]
+        return split_tokens(whole, max_seq_length, has_bos=encoder.bos is not None)
     return split_turns(sample, encoded, encoder, max_seq_length)
+
+
+def split_tokens(whole: Encoded, room: int, *, has_bos: bool) -> list[Encoded]:
+    """Runs of tokens, each after the BOS or, where the model has none, after the token before: all but the first are predicted
+    by what comes before them, and none twice."""
+    ids, trained = whole.input_ids, whole.trained
+    parts = []
+    for start in range(1, len(ids), room - 1):
+        before, part = 0 if has_bos else start - 1, slice(start, start + room - 1)
+        first = slice(before, before + 1)
+        parts.append(Encoded(np.append(ids[first], ids[part]), np.append(trained[first], trained[part])))
+    return parts
 
 
 def split_turns(conversation: Conversation, encoded: list[Encoded], encoder: Encoder, room: int) -> list[Encoded] | None:

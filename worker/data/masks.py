@@ -33,13 +33,16 @@ class Encoder:
     that trims spaces from the character offsets on which the masks rest. What else it does, adding a BOS, is done here.
     """
 
-    def __init__(self, tokenizer: Any, *, assistant_only: bool, eos_token_ids: set[int]):
+    def __init__(self, tokenizer: Any, *, assistant_only: bool, eos_token_ids: set[int], whole: bool = False):
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         bos = tokenizer.bos_token_id
-        self._bos = bos if bos is not None and self._backend.encode("a").ids[0] == bos else None
+        self.bos = bos if bos is not None and self._backend.encode("a").ids[0] == bos else None
+        """The token that begins every document, None if the model has none."""
         self._backend.post_processor = None
-        self._assistant_only = assistant_only
+        self._assistant_only = assistant_only and not whole
+        self.whole = whole
+        """All tokens are trained, of conversations too, and what ends a text ends them."""
         self.template = ChatTemplate.of(tokenizer)
         added = tokenizer.added_tokens_decoder.items()
         self._special = {index for index, token in added if token.special} | set(tokenizer.all_special_ids)
@@ -53,7 +56,7 @@ class Encoder:
 
     def facts(self) -> dict[str, Any]:
         """What decides how conversations become tokens: {source, family, sha256, bos_token_id, stop_token_ids}."""
-        return self.template.facts() | {"bos_token_id": self._bos, "stop_token_ids": sorted(self.stop_token_ids)}
+        return self.template.facts() | {"bos_token_id": self.bos, "stop_token_ids": sorted(self.stop_token_ids)}
 
     def encode(self, samples: Sequence[Sample]) -> list[list[Encoded] | RowRefused]:
         """The documents of each sample, one for one, in order; all samples are of one kind.
@@ -96,11 +99,16 @@ class Encoder:
         return self._ends(rendered, encoding, len(self._missing_bos(encoding.ids)))
 
     def _encode_texts(self, texts: Sequence[Any]) -> list[list[Encoded] | RowRefused]:
-        """All tokens of a text are trained, and one that ends it."""
-        end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        masked = [self._mask(item.ids + end, [(0, len(item.ids) + 1)]) for item in encodings]
+        masked = [self._mask_ended(item.ids) for item in encodings]
         return [[item] if isinstance(item, Encoded) else item for item in masked]
+
+    def _mask_ended(self, ids: list[int]) -> Encoded | RowRefused:
+        """All tokens are trained, and the EOS after them, unless a special token ends them already."""
+        eos = self._tokenizer.eos_token_id
+        last = next((index for index in reversed(ids) if not self._is_blank(index)), None)
+        ended = ids if eos is None or last in self._special else [*ids, eos]
+        return self._mask(ended, [(0, len(ended))])
 
     def _attempt(self, sample: Any) -> list[Rendered] | RowRefused:
         try:
@@ -136,6 +144,8 @@ class Encoder:
         return refused or [item for item in results if isinstance(item, Encoded)]
 
     def _encode(self, rendered: Rendered, encoding: Any) -> Encoded | RowRefused:
+        if self.whole:
+            return self._mask_ended(encoding.ids)
         if not rendered.answers:
             return self._mask(encoding.ids, [(0, len(encoding.ids))])
         spans = token_spans(rendered, encoding)
@@ -215,7 +225,7 @@ class Encoder:
         return Encoded(np.array(bos + ids, dtype=np.int32), trained)
 
     def _missing_bos(self, ids: list[int]) -> list[int]:
-        return [] if self._bos is None or ids[:1] == [self._bos] else [self._bos]
+        return [] if self.bos is None or ids[:1] == [self.bos] else [self.bos]
 
 
 def begin_alike(results: list[Encoded | RowRefused]) -> bool:

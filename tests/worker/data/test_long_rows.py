@@ -1,5 +1,8 @@
+from itertools import pairwise
+
+import numpy as np
 import pytest
-from tiny_tokenizer import CHATML, HIDING, MARKED, STOP, make_tokenizer
+from tiny_tokenizer import BOS, CHATML, HIDING, MARKED, PLAIN, STOP, make_tokenizer
 
 from worker.data.formats.turns import Conversation, Preference
 from worker.data.long_rows import fit
@@ -15,9 +18,9 @@ def conversation(*answers, system=True):
     return Conversation(turns)
 
 
-def fit_one(sample, max_seq_length, policy, *, template=CHATML, assistant_only=True, adds_bos=False):
+def fit_one(sample, max_seq_length, policy, *, template=CHATML, assistant_only=True, adds_bos=False, whole=False):
     tokenizer = make_tokenizer(template, adds_bos=adds_bos)
-    encoder = Encoder(tokenizer, assistant_only=assistant_only, eos_token_ids={STOP})
+    encoder = Encoder(tokenizer, assistant_only=assistant_only, eos_token_ids={STOP}, whole=whole)
     [fitted] = fit([sample], encoder, max_seq_length=max_seq_length, policy=policy)
     return [make_tokenizer().decode(document.input_ids) for document in fitted.documents], fitted, fitted.documents
 
@@ -86,11 +89,30 @@ def test_what_fits_is_left_alone(policy):
     assert (fitted.split, fitted.cut) == (False, False)
 
 
-def test_texts_are_split_where_a_row_is_full():
-    texts, fitted, documents = fit_one("the lazy dog " * 20, 16, "split")
-    assert "".join(texts) == "the lazy dog " * 20 + "<|im_end|>"
-    assert all(len(document.input_ids) <= 16 for document in documents)
-    assert (fitted.split, fitted.cut) == (1, 0)
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize("length", range(1, 40))
+def test_of_a_text_that_is_split_every_token_but_the_first_is_learned_once(length, adds_bos):
+    """After the BOS, or after the token before it."""
+    whole, _, [document] = fit_one("a" * length, 10_000, "split", adds_bos=adds_bos)
+    _, fitted, documents = fit_one("a" * length, 16, "split", adds_bos=adds_bos)
+    assert whole[0].endswith("a" * length + "<|im_end|>")
+    learned = np.concatenate([part.input_ids[1:] for part in documents])
+    assert learned.tolist() == document.input_ids[1:].tolist()
+    assert all(part.trained[1:].all() and 2 <= len(part.input_ids) <= 16 for part in documents)
+    for before, part in pairwise(documents):
+        assert part.input_ids[0] == (BOS if adds_bos else before.input_ids[-1])
+    assert (fitted.split, fitted.cut, fitted.tokens_lost) == (len(document.input_ids) > 16, False, 0)
+
+
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_what_is_learned_whole_is_split_as_a_text_is(template):
+    sample = conversation("the fox", "the lazy dog")
+    [text], _, [document] = fit_one(sample, 10_000, "split", template=template, whole=True)
+    assert text.count("<|im_end|>") == (5 if template == CHATML else 1)
+    assert document.trained.all()
+    _, fitted, documents = fit_one(sample, 16, "split", template=template, whole=True)
+    assert np.concatenate([part.input_ids[1:] for part in documents]).tolist() == document.input_ids[1:].tolist()
+    assert (fitted.split, fitted.cut) == (True, False)
 
 
 TOOL_CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}

@@ -53,10 +53,22 @@ def random_documents(count: int, *, seed: int = 0, longest: int = 40) -> list[Do
     return documents
 
 
-def save_plan(folder: Path, documents: list[Document], *, max_seq_length: int = 64, packing: bool = True) -> Path:
-    write_plan(
-        folder, Spool.of(folder.with_suffix(".spool"), documents), max_seq_length=max_seq_length, packing=packing, seed=7
-    )
+def random_pairs(count: int, *, seed: int = 0) -> list[Document]:
+    """Two answers to a prompt each time, of 1 to 20 tokens: the chosen one counts up from the prompt's first token, the
+    rejected one down."""
+    numbers = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        prompt = numbers.integers(0, 256, int(numbers.integers(1, 20)))
+        for direction in (1, -1):
+            answer = (prompt[0] + direction * np.arange(1, int(numbers.integers(2, 22)))) % 256
+            documents.append(Document(np.append(prompt, answer), np.arange(len(prompt) + len(answer)) >= len(prompt)))
+    return documents
+
+
+def save_plan(folder: Path, documents: list[Document], **options: Any) -> Path:
+    settings = {"max_seq_length": 64, "packing": True, "seed": 7} | options
+    write_plan(folder, Spool.of(folder.with_suffix(".spool"), documents), **settings)
     return folder
 
 
@@ -66,14 +78,18 @@ def make_spec(more: dict[str, Any] | None = None, **training: Any) -> JobSpec:
     return JobSpec.model_validate({"base_model": "tiny", "dataset": {"file": "file-1"}, "training": settings} | (more or {}))
 
 
-def make_inputs(folder: Path, *, documents: int = 60, validation: bool = False, earlier: list[Path] | None = None) -> Inputs:
-    """Inputs over `folder`: the base is saved as models/tiny, the plan is written, unless they are there."""
+def make_inputs(
+    folder: Path, *, documents: int = 60, pairs: int = 0, validation: bool = False, earlier: list[Path] | None = None
+) -> Inputs:
+    """Inputs over `folder`: the base is saved as models/tiny, the plan is written, unless they are there. With `pairs`, so many
+    preferences instead of documents."""
     prepared = folder / "prepared"
     if not prepared.exists():
         save_base(folder / "models" / "tiny")
-        save_plan(prepared / "plan", random_documents(documents))
+        save_plan(prepared / "plan", random_pairs(pairs) if pairs else random_documents(documents), pairs=bool(pairs))
         if validation:
-            save_plan(prepared / "validation", random_documents(9, seed=1))
+            held_out = random_pairs(9, seed=1) if pairs else random_documents(9, seed=1)
+            save_plan(prepared / "validation", held_out, pairs=bool(pairs))
     return Inputs(
         cache_dir=folder / "cache",
         models_dir=folder / "models",
