@@ -2,9 +2,9 @@
 
 usage: determinism.py MODEL_DIR [MAX_SEQ_LENGTH]
 
-Runs the same micro-batch forward and backward twice through the train stage's own model and loss: as training does it, then
-with one kernel for attention at a time, since everything else is deterministic where `math` gives equal bits. Prints JSON: whether
-losses and gradients are equal to the last bit, the weights whose gradients are not, what a pass costs and reserves.
+Runs the same micro-batch forward and backward twice through the train stage's own model and loss: as it is in training, then
+with one kernel for attention at a time. Where `math` gives equal bits, all else is deterministic. Prints JSON: whether losses
+and gradients are equal to the last bit, the weights whose gradients are not, what a pass costs and reserves.
 """
 
 import json

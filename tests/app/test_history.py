@@ -121,6 +121,7 @@ def with_attempts(engine, storage, job_id):
         prepare = stage_runs.claim(session, Stage.PREPARE.resource, "wrk_1", 60)
         while prepare.job_id is None:
             prepare = stage_runs.claim(session, Stage.PREPARE.resource, "wrk_1", 60)
+        repository.get(session, job_id).stage = Stage.TRAIN
         outputs = {"values": {"documents": 3}, "files": []}
         stage_runs.finish(session, prepare.id, prepare.fence, StageStatus.SUCCEEDED, outputs=outputs, peak_host_bytes=1000)
         lost = {"code": "worker_lost", "message": "Gone."}

@@ -50,7 +50,7 @@ def test_there_are_ten_thousand_rows_and_fifty_to_hold_out_no_two_alike(rows):
 def test_our_reader_takes_every_row(rows):
     assert detect(rows[0][:100]) == "sharegpt"
     for row in rows[0] + rows[1]:
-        roles = [turn["role"] for turn in FORMATS["sharegpt"].normalise(row)]
+        roles = [turn["role"] for turn in FORMATS["sharegpt"].normalise(row).turns]
         assert roles == ["system", "user", "assistant"]
 
 

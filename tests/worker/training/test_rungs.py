@@ -10,25 +10,26 @@ from app.jobs.ladder import next_rung
 from app.jobs.spec import JobSpec, merged
 from app.jobs.states import FailureCode
 from worker.stages import StageFailure
-from worker.training import evaluation, trl_engine
-from worker.training.model import last_hidden
+from worker.training import evaluation, objectives
+from worker.training.model import target_losses
 
 
 @pytest.fixture
 def device_of(monkeypatch):
     """A device without memory for micro-batches of more than `rows` rows, from the `after`-th such on."""
 
-    def limit(rows, *, module=trl_engine, after=1):
+    def limit(rows, *, module=objectives, after=1):
         seen = 0
 
-        def limited(model, input_ids, position_ids):
+        def limited(model, batch):
             nonlocal seen
-            seen += len(input_ids) > rows
-            if len(input_ids) > rows and seen >= after:
+            too_many = len(batch["input_ids"]) > rows
+            seen += too_many
+            if too_many and seen >= after:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return last_hidden(model, input_ids, position_ids)
+            return target_losses(model, batch)
 
-        monkeypatch.setattr(module, "last_hidden", limited)
+        monkeypatch.setattr(module, "target_losses", limited)
 
     return limit
 
