@@ -63,6 +63,7 @@ def build_setup(job: dict[str, Any], prepare: dict[str, Any], train: dict[str, A
         "chat_template": prepare.get("chat_template"),
         "data_report": prepare.get("report"),
         "method": spec["method"],
+        "beta": spec["preference"]["beta"] if spec["method"] == "dpo" else None,
         "quantization": spec["quantization"],
         "lora": spec["lora"],
         "trainable_parameters": train.get("trainable_parameters"),
@@ -125,6 +126,7 @@ def build_outcomes(
     events: list[dict[str, Any]],
 ) -> dict[str, Any]:
     base, tuned = job["metrics"]["eval_loss_base"], job["metrics"]["eval_loss"]
+    of_tokens = job["spec"]["method"] != "dpo"
     return {
         "error": job["error"],
         "loss": build_loss(job, points),
@@ -132,9 +134,10 @@ def build_outcomes(
             "loss_base": base,
             "loss_tuned": tuned,
             "change_percent": 100 * (tuned - base) / base if base and tuned is not None else None,
-            "perplexity_base": perplexity(base),
-            "perplexity_tuned": perplexity(tuned),
+            "perplexity_base": perplexity(base) if of_tokens else None,
+            "perplexity_tuned": perplexity(tuned) if of_tokens else None,
         },
+        "rewards": None if of_tokens else build_rewards(job["metrics"]),
         "samples": train.get("samples"),
         "attempts": job["attempts"],
         "resumed_from_step": train.get("resumed_from_step"),
@@ -143,6 +146,12 @@ def build_outcomes(
         "checkpoints": [pick(checkpoint, "step", "bytes", "created_at", "resumable") for checkpoint in checkpoints],
         "artifacts": [pick(artifact, "name", "kind", "bytes", "sha256", "url") for artifact in job["artifacts"]],
     }
+
+
+def build_rewards(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Of a job that learned preferences: at its last step, and of the held-out pairs before and after."""
+    names = [f"{of}{what}" for of in ("", "eval_") for what in ("reward_margin", "reward_accuracy")]
+    return pick(metrics, *names, "eval_reward_margin_base", "eval_reward_accuracy_base")
 
 
 def build_loss(job: dict[str, Any], points: list[dict[str, Any]]) -> dict[str, Any]:

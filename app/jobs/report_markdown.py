@@ -38,14 +38,11 @@ def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
         ("Data set", describe_dataset(setup["dataset"])),
         ("Samples", describe_samples(setup)),
         ("Tokens", f"{number(setup['tokens'])}, of which {number(setup['trained_tokens'])} are learned"),
-        (
-            "Rows",
-            f"{number(setup['packed_rows'])} of up to {number(setup['max_seq_length'])} tokens{', packed' * setup['packing']}",
-        ),
+        ("Rows", describe_rows(setup)),
         ("Chat template", describe_template(setup["chat_template"])),
         ("Data checks", describe_data(setup["data_report"])),
-        ("Loss on", "the assistant's turns" if setup["assistant_only_loss"] else "all tokens"),
-        ("Method", f"{setup['method']}, base weights held as {setup['quantization']}"),
+        ("Loss on", describe_loss(setup)),
+        ("Method", f"{setup['method']}{describe_beta(setup)}, base weights held as {setup['quantization']}"),
         ("LoRA", f"r {number(lora['r'])}, alpha {number(lora['alpha'])}, dropout {number(lora['dropout'])}, {lora['variant']}"),
         ("LoRA target modules", escape(targets)),
         ("Trainable parameters", number(setup["trainable_parameters"])),
@@ -107,6 +104,23 @@ def describe_data(report: dict[str, Any] | None) -> str:
     return "; ".join(parts) or "nothing found"
 
 
+def describe_rows(setup: dict[str, Any]) -> str:
+    count, length = number(setup["packed_rows"]), number(setup["max_seq_length"])
+    if setup["method"] == "dpo":
+        return f"{count} pairs of answers, each with its prompt up to {length} tokens"
+    return f"{count} of up to {length} tokens{', packed' * setup['packing']}"
+
+
+def describe_loss(setup: dict[str, Any]) -> str:
+    if setup["method"] == "dpo":
+        return "chosen against rejected answers"
+    return "the assistant's turns" if setup["assistant_only_loss"] and setup["method"] == "sft" else "all tokens"
+
+
+def describe_beta(setup: dict[str, Any]) -> str:
+    return "" if setup["beta"] is None else f" with beta {number(setup['beta'])}"
+
+
 def describe_batch(setup: dict[str, Any]) -> str:
     factors = f"{number(setup['batch_size'])} x {number(setup['gradient_accumulation'])}"
     return f"{factors} = {number(setup['rows_per_step'])} rows a step"
@@ -158,6 +172,7 @@ def render_outcomes(status: str, outcomes: dict[str, Any]) -> list[str]:
             arrow(held_out["loss_base"], held_out["loss_tuned"]) + share(held_out["change_percent"], "+"),
         ),
         ("Held-out perplexity, base → tuned", arrow(held_out["perplexity_base"], held_out["perplexity_tuned"])),
+        *describe_rewards(outcomes["rewards"]),
         ("Exact answers, before → after", describe_exact(outcomes["samples"])),
     ]
     return [
@@ -174,6 +189,20 @@ def describe_end(status: str, error: dict[str, Any] | None) -> str:
         return f"The job {ENDINGS.get(status, f'is {status}')}."
     hint = f" {escape(error['hint'])}" if error.get("hint") else ""
     return f"The job {ENDINGS.get(status, f'is {status}')}: {escape(error['code'])}. {escape(error['message'])}{hint}"
+
+
+def describe_rewards(rewards: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if rewards is None:
+        return []
+    return [
+        ("Reward margin, last step", number(rewards["reward_margin"])),
+        ("Reward accuracy, last step", number(rewards["reward_accuracy"])),
+        ("Held-out reward margin, before → after", arrow(rewards["eval_reward_margin_base"], rewards["eval_reward_margin"])),
+        (
+            "Held-out reward accuracy, before → after",
+            arrow(rewards["eval_reward_accuracy_base"], rewards["eval_reward_accuracy"]),
+        ),
+    ]
 
 
 def describe_exact(samples: dict[str, Any] | None) -> str:

@@ -185,6 +185,26 @@ def test_the_json_form_holds_the_numbers(finished):
     assert len(data["outcomes"]["samples"]["rows"]) == 20
 
 
+def test_a_job_that_learned_preferences_tells_its_rewards(finished):
+    finished["spec"] |= {"method": "dpo", "preference": {"beta": 0.2}}
+    finished["metrics"] |= {
+        "reward_margin": 2.5,
+        "reward_accuracy": 0.875,
+        "eval_reward_margin_base": 0.0,
+        "eval_reward_margin": 1.25,
+        "eval_reward_accuracy_base": 0.5,
+        "eval_reward_accuracy": 0.75,
+    }
+    rows = cells(report.render(build(finished, train=TRAIN)))
+    assert rows["Method"] == ["dpo with beta 0.2, base weights held as nf4"]
+    assert rows["Rows"] == ["4,937 pairs of answers, each with its prompt up to 128 tokens"]
+    assert rows["Loss on"] == ["chosen against rejected answers"]
+    assert (rows["Reward margin, last step"], rows["Reward accuracy, last step"]) == (["2.5"], ["0.875"])
+    assert rows["Held-out reward margin, before → after"] == ["0 → 1.25"]
+    assert rows["Held-out reward accuracy, before → after"] == ["0.5 → 0.75"]
+    assert rows["Held-out perplexity, base → tuned"] == ["– → –"]
+
+
 def test_what_is_not_known_is_a_dash_and_never_zero():
     waiting = build(make_job(spec=JobSpec.model_validate(SPEC | {"purpose": None}).model_dump(mode="json")))
     text = report.render(waiting)

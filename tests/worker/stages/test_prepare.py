@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 
 import pyarrow as pa
@@ -272,6 +273,42 @@ def test_preferences_become_pairs(prepare, models_dir):
         error = prepare(data, method=method)[0]["error"]
         assert (error["code"], error["param"]) == ("invalid_spec", "method")
         assert error["patch"] == {"method": "dpo" if method == "sft" else "sft"}
+
+
+@pytest.mark.parametrize("long_rows", ["split", "cut", "drop"])
+@pytest.mark.parametrize("form", ["text", "sharegpt"])
+def test_continued_pretraining_learns_every_token_of_any_form(prepare, models_dir, form, long_rows):
+    tokenizer = load_tokenizer(models_dir / "small")
+    texts = ["Once upon a time there was a tokenizer. " * 20, "Short."]
+    rows = [{"text": text} if form == "text" else chat(text, "Yes.") for text in texts]
+    options = {"dataset": {"long_rows": long_rows}, "training": {"max_seq_length": 64}}
+    result, _, out = prepare(rows, method="cpt", **options)
+    report, plan = result["values"]["report"], Plan.open(out / "plan")
+    assert result["values"]["format"] == form
+    documents = [document for index in range(plan.rows) for document in ids_of(plan.row(index))]
+    assert all(trained == len(ids) - 1 for ids, trained in documents)
+    assert report["trained_tokens"] == report["tokens"] - len(documents)
+    counts = {policy: report[f"rows_{name}"] for policy, name in (("split", "split"), ("cut", "cut"), ("drop", "dropped"))}
+    assert counts == {policy: int(policy == long_rows) for policy in counts}
+    long, short = (written_ids(tokenizer, form, text) for text in texts)
+    assert short in [ids for ids, _ in documents]
+    if long_rows == "split":
+        learned = Counter(index for ids, _ in documents if ids != short for index in ids[1:])
+        assert learned == Counter(long[1:])
+
+
+def written_ids(tokenizer, form, text):
+    """As transformers writes them, and the EOS after a text."""
+    if form == "text":
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]
+    return tokenizer.apply_chat_template(turns, return_dict=False)
+
+
+def ids_of(row):
+    """The tokens of each document of a row, and how many of them are trained."""
+    starts = [*(row.position_ids == 0).nonzero()[0], len(row.input_ids)]
+    return [(row.input_ids[start:end].tolist(), int((row.labels[start:end] >= 0).sum())) for start, end in pairwise(starts)]
 
 
 def test_a_base_model_without_a_template_gets_one_to_publish(prepare, models_dir):

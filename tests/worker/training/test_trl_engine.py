@@ -5,14 +5,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_run import make_inputs, make_spec
+from tiny_run import make_inputs, make_spec, random_documents, save_plan
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, Cohere2Config, Cohere2ForCausalLM
 
 from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from worker.data.base_models import BaseModel
-from worker.data.plan import IGNORED
+from worker.data.plan import IGNORED, Plan
 from worker.stages import Report, StageFailure
 from worker.stages.train import make_run, open_plan, settle
 from worker.training import Run
@@ -184,6 +184,31 @@ def test_a_packed_row_is_as_if_its_documents_were_alone(tmp_path, quantization, 
                 inside = packed[index, start : start + len(input_ids)]
                 torch.testing.assert_close(inside, alone[: len(inside)], rtol=1e-4, atol=1e-4)
                 start += len(input_ids)
+
+
+def test_a_long_packed_row_teaches_what_its_documents_teach_alone(tmp_path):
+    """A row eight times as long as what the model was made for: positions start again with each of its documents."""
+    run = prepare(tmp_path)
+    model = load(run)
+    plan = Plan.open(save_plan(tmp_path / "long", random_documents(200), max_seq_length=2048))
+    row = plan.row(0)
+    assert len(row.input_ids) == 2048
+    starts = (row.position_ids == 0).nonzero()[0]
+    assert len(starts) > 50
+    assert row.position_ids.max() < 40
+    for start, (input_ids, _) in zip(starts, documents_of(row), strict=True):
+        assert row.position_ids[start : start + len(input_ids)].tolist() == list(range(len(input_ids)))
+    expected = reference_loss(model, [row])
+    expected.backward()
+    wanted = gradients_of(model)
+    model.zero_grad()
+    objective = open_objective(run, model, None)
+    batch = objective.collate([row])
+    loss = objective.summed_loss(batch) / objective.count(batch)
+    loss.backward()
+    found = gradients_of(model)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert [name for name in wanted if not close(found[name], wanted[name])] == []
 
 
 def test_the_held_out_loss_is_the_mean_over_trained_tokens_with_and_without_the_adapter(tmp_path):
