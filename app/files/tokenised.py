@@ -42,6 +42,7 @@ class TokenOptions(BaseModel):
     revision: str | None = None
     hub_token: str | None = None
     format: str = "auto"
+    method: str = "sft"
     max_seq_length: int = Training.model_fields["max_seq_length"].default
     assistant_only_loss: bool = True
     long_rows: Literal["split", "cut", "drop"] = "split"
@@ -98,7 +99,7 @@ def spec_of(file: File, options: TokenOptions) -> JobSpec:
     given = options.model_dump()
     dataset = {name: given[name] for name in Dataset.model_fields.keys() & given.keys()}
     training = {name: given[name] for name in Training.model_fields.keys() & given.keys()}
-    whole = {name: given[name] for name in ("base_model", "revision", "hub_token")}
+    whole = {name: given[name] for name in ("base_model", "revision", "hub_token", "method")}
     try:
         return JobSpec.model_validate(whole | {"dataset": {"file": file.id, **dataset}, "training": training})
     except ValidationError as problem:

@@ -49,11 +49,14 @@ def test_a_report_for_a_base_model_is_made_once_and_then_found(client, engine, f
     asked = finish(Stage.MEASURE, values={"report": {"tokens": 99, "duplicates": 2}})
     assert asked["spec"]["training"]["max_seq_length"] == 512
     assert asked["spec"]["dataset"]["file"] == file_id
+    assert asked["spec"]["method"] == "sft"
     expected = {"rows": 3, "rows_refused": 0, "duplicates": 2, "container": "jsonl", "tokens": 99}
     assert (client.get(path).status_code, client.get(path).json()) == (200, expected)
     assert len(runs_of(engine, Stage.MEASURE)) == 1
     assert client.get(path.replace("512", "513")).status_code == 202
-    assert [run.attempt for run in runs_of(engine, Stage.MEASURE)] == [1, 2]
+    assert client.get(f"{path}&method=cpt").status_code == 202
+    assert [run.attempt for run in runs_of(engine, Stage.MEASURE)] == [1, 2, 3]
+    assert client.get(f"{path}&method=ppo").json()["error"]["param"] == "method"
 
 
 def test_a_preview_is_of_one_row(client, engine, file_id, finish):

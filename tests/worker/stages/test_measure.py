@@ -15,12 +15,12 @@ def chat(question, answer):
 def ask(tmp_path, models_dir):
     """Runs `measure`, or `preview` of a row, over rows; its values and what it reported."""
 
-    def run(rows, *, row=None, dataset=None, **training):
+    def run(rows, *, row=None, dataset=None, method="sft", **training):
         file = tmp_path / "blob"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         places = {"cache_dir": tmp_path, "models_dir": models_dir, "converter_dir": tmp_path, "title": "file"}
         inputs = Inputs(**places, file=file, filename="rows.jsonl", row=row)
-        spec = JobSpec(base_model="small", dataset={"file": "file-1"} | (dataset or {}), training=training)
+        spec = JobSpec(base_model="small", method=method, dataset={"file": "file-1"} | (dataset or {}), training=training)
         events = tmp_path / "events.jsonl"
         stage = measure if row is None else preview
         values = stage.run(spec, inputs, tmp_path / "out", Report(events)).values
@@ -62,6 +62,14 @@ def test_a_preview_shows_every_token_and_where_the_row_ends(ask):
     assert (cut["cut_at"], len(cut["tokens"]) > 100, cut["tokens"][48]["kept"]) == (48, True, False)
     dropped, _ = ask([row], row=0, max_seq_length=48, dataset={"long_rows": "drop"})
     assert (dropped["cut_at"], dropped["trained_tokens"]) == (0, 0)
+
+
+def test_a_preview_shows_what_continued_pretraining_learns(ask):
+    whole, _ = ask(ROWS, row=3, method="cpt")
+    assert [token["trained"] for token in whole["tokens"]] == [False] + [True] * (whole["token_count"] - 1)
+    parts, _ = ask([chat("Tell me.", "word " * 99)], row=0, max_seq_length=48, method="cpt")
+    assert (parts["documents"], parts["cut_at"]) == (3, None)
+    assert parts["trained_tokens"] == parts["token_count"] - 3
 
 
 def test_a_preview_of_a_split_row_shows_its_parts(ask):
