@@ -12,8 +12,6 @@ Test = Callable[[JobSpec], bool]
 LATER: list[tuple[str, Any, Test]] = [
     # the field, what it must be instead, whether the spec asks for more
     ("training.memory", "auto", lambda spec: spec.training.memory == "low"),
-    ("early_stopping", None, lambda spec: spec.early_stopping is not None),
-    ("evaluation.every_steps", None, lambda spec: spec.evaluation.every_steps is not None),
     ("publish", [], lambda spec: bool(spec.publish)),
     ("webhook", None, lambda spec: spec.webhook is not None),
     ("preemptible", False, lambda spec: spec.preemptible),
@@ -92,10 +90,24 @@ def check_form(spec: JobSpec, form: str, param: str) -> list[Detail]:
     return [Detail(param, message, patch=patch)]
 
 
+def check_evaluation(spec: JobSpec) -> list[Detail]:
+    """What looks at held-out rows needs some."""
+    every, stopping = spec.evaluation.every_steps, spec.early_stopping
+    details = []
+    if stopping and every is None:
+        message = "early_stopping: it looks at the held-out loss at intervals. Set evaluation.every_steps."
+        details.append(Detail("early_stopping", message, patch={"evaluation": {"every_steps": 50}}))
+    if (stopping or every) and not spec.dataset.validation_file and not spec.dataset.validation_fraction:
+        param = "early_stopping" if stopping else "evaluation.every_steps"
+        message = f"{param}: there are no held-out rows. Set dataset.validation_fraction or dataset.validation_file."
+        details.append(Detail(param, message, patch={"dataset": {"validation_fraction": 0.05}}))
+    return details
+
+
 def check_combinations(spec: JobSpec) -> list[Detail]:
     """Fields that are right by themselves and wrong together."""
     seen: Counter[str] = Counter()
-    details = check_validation(spec.dataset) + check_method(spec)
+    details = [*check_validation(spec.dataset), *check_method(spec), *check_evaluation(spec)]
     for place, export in enumerate(spec.exports):
         name = f"{export.kind} {export.quantization}" if export.kind == "gguf" else export.kind
         seen[name] += 1

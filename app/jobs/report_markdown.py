@@ -172,6 +172,11 @@ def render_outcomes(status: str, outcomes: dict[str, Any]) -> list[str]:
             arrow(held_out["loss_base"], held_out["loss_tuned"]) + share(held_out["change_percent"], "+"),
         ),
         ("Held-out perplexity, base → tuned", arrow(held_out["perplexity_base"], held_out["perplexity_tuned"])),
+        ("Held-out accuracy, base → tuned", arrow(held_out["accuracy_base"], held_out["accuracy_tuned"])),
+        (
+            "Probability of stopping where due, base → tuned",
+            arrow(held_out["stop_probability_base"], held_out["stop_probability_tuned"]),
+        ),
         *describe_rewards(outcomes["rewards"]),
         ("Exact answers, before → after", describe_exact(outcomes["samples"])),
     ]
@@ -222,6 +227,9 @@ def render_samples(samples: dict[str, Any] | None) -> list[str]:
 def render_course(outcomes: dict[str, Any]) -> list[str]:
     """How the job came to its end: attempts, resumes, warnings, checkpoints."""
     lines = [f"Attempts of a stage at most: {number(outcomes['attempts'])}."]
+    if outcomes["best_step"] is not None:
+        ended = "Training was stopped early; the" if outcomes["stopped_early"] else "The"
+        lines.append(f"{ended} adapter is that of step {number(outcomes['best_step'])}, with the lowest held-out loss.")
     if outcomes["resumed_from_step"] is not None:
         lines.append(f"The last attempt of training went on from step {number(outcomes['resumed_from_step'])}.")
     lines += [

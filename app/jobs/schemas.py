@@ -39,6 +39,12 @@ class Summary(Measured):
     train_loss: float | None = None
     eval_loss: float | None = None
     eval_loss_base: float | None = None
+    eval_perplexity: float | None = None
+    eval_perplexity_base: float | None = None
+    eval_accuracy: float | None = None
+    eval_accuracy_base: float | None = None
+    eval_stop_probability: float | None = None
+    eval_stop_probability_base: float | None = None
 
 
 class Memory(Measured):
@@ -122,6 +128,9 @@ class MetricPoint(Measured):
     time: float | None = None
     loss: float | None = None
     eval_loss: float | None = None
+    eval_perplexity: float | None = None
+    eval_accuracy: float | None = None
+    eval_stop_probability: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None

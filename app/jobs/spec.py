@@ -122,6 +122,14 @@ class Evaluation(SpecModel):
     samples: Annotated[int, Field(ge=0, le=1000)] = 4
 
 
+class EarlyStopping(SpecModel):
+    """Ends training after `patience` measurements in a row that found the held-out loss no lower than the lowest less
+    `min_delta`. The adapter of the lowest one is what the job makes."""
+
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+
+
 class AdapterExport(SpecModel):
     kind: Literal["adapter"] = "adapter"
 
@@ -151,7 +159,7 @@ class JobSpec(SpecModel):
     lora: Lora = Lora()
     training: Training = Training()
     preference: Preference = Preference()
-    early_stopping: dict | None = None
+    early_stopping: EarlyStopping | None = None
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Evaluation = Evaluation()
     exports: Annotated[list[Export], Field(min_length=1, max_length=16)] = [AdapterExport(), MergedExport(), GgufExport()]

@@ -185,6 +185,21 @@ def test_the_json_form_holds_the_numbers(finished):
     assert len(data["outcomes"]["samples"]["rows"]) == 20
 
 
+def test_what_was_measured_on_held_out_rows_and_which_adapter_was_kept(finished):
+    finished["metrics"] |= {
+        "eval_accuracy_base": 0.25,
+        "eval_accuracy": 0.875,
+        "eval_stop_probability_base": 0.5,
+        "eval_stop_probability": 0.75,
+    }
+    text = report.render(build(finished, train=TRAIN | {"best_step": 40, "stopped_early": True}))
+    rows = cells(text)
+    assert rows["Held-out accuracy, base → tuned"] == ["0.25 → 0.875"]
+    assert rows["Probability of stopping where due, base → tuned"] == ["0.5 → 0.75"]
+    assert "Training was stopped early; the adapter is that of step 40, with the lowest held-out loss." in text
+    assert "stopped early" not in report.render(build(finished, train=TRAIN | {"best_step": 50, "stopped_early": False}))
+
+
 def test_a_job_that_learned_preferences_tells_its_rewards(finished):
     finished["spec"] |= {"method": "dpo", "preference": {"beta": 0.2}}
     finished["metrics"] |= {

@@ -91,8 +91,6 @@ def test_all_that_is_wrong_is_listed_at_once(client):
 
 LATER = {
     "training.memory": "low",
-    "early_stopping": {"patience": 3},
-    "evaluation.every_steps": 10,
     "publish": [{"repo": "me/x"}],
     "webhook": {"url": "http://x"},
     "preemptible": True,
@@ -129,6 +127,36 @@ def test_adapters_of_any_kind_are_taken(client, upload, more):
     answer = client.post("/v1/jobs", json={"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}} | more)
     assert answer.status_code == 201, answer.text
     assert client.post("/v1/jobs", json=answer.json()["spec"]).status_code == 201
+
+
+STOPPING = {"early_stopping": {"patience": 2}, "evaluation": {"every_steps": 10}}
+
+
+@pytest.mark.parametrize(
+    ("more", "params"),
+    [
+        ({"early_stopping": {}}, {"early_stopping"}),
+        ({"early_stopping": {}, "evaluation": {"every_steps": 5}}, {"early_stopping"}),
+        ({"evaluation": {"every_steps": 5}}, {"evaluation.every_steps"}),
+        (STOPPING | {"early_stopping": {"patience": 0}}, {"early_stopping.patience"}),
+        (STOPPING | {"early_stopping": {"pacience": 2}}, {"early_stopping.pacience"}),
+    ],
+)
+def test_measuring_at_intervals_needs_rows_and_an_interval(client, upload, more, params):
+    spec = {"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}}
+    error = refuse(client, spec | more)
+    assert {param for param, _ in found(error)} == params
+    patched = spec | more
+    for detail in error["details"]:
+        patched = merged(patched, detail.get("patch") or {})
+    if all("patch" in detail for detail in error["details"]):
+        assert client.post("/v1/jobs", json=patched).status_code == 201
+
+
+def test_early_stopping_has_defaults(client, upload):
+    spec = {"base_model": BUILT_IN, "dataset": {"file": upload()["id"], "validation_fraction": 0.2}}
+    answer = client.post("/v1/jobs", json=spec | STOPPING)
+    assert answer.json()["spec"]["early_stopping"] == {"patience": 2, "min_delta": 0.0}
 
 
 def test_dora_on_8_bit_weights_is_not_there_yet(client, upload):

@@ -42,6 +42,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
 
     encoded = encode_set(spec, inputs, model, report, spools=out, on_survey=check)
     require_documents(encoded, spec)
+    require_held_out(encoded, spec)
     require_context(encoded, model, spec)
 
     size = plan_bytes(encoded.training.documents) + plan_bytes(encoded.validation.documents)
@@ -106,6 +107,15 @@ def require_documents(encoded: EncodedSet, spec: JobSpec) -> None:
         message = f"None of the {found.usable} rows has a trained token within {spec.training.max_seq_length} tokens."
         hint = "Raise training.max_seq_length, or set dataset.long_rows to split."
         raise StageFailure(FailureCode.DATASET_INVALID, message, hint=hint, param="training.max_seq_length")
+
+
+def require_held_out(encoded: EncodedSet, spec: JobSpec) -> None:
+    if spec.evaluation.every_steps and not len(encoded.validation.documents):
+        message = (
+            "No row is held out, so evaluation.every_steps has nothing to look at: the data set is too small for its share."
+        )
+        hint = "Raise dataset.validation_fraction, or name a dataset.validation_file."
+        raise StageFailure(FailureCode.DATASET_INVALID, message, hint=hint, param="dataset.validation_fraction")
 
 
 def require_context(encoded: EncodedSet, model: BaseModel, spec: JobSpec) -> None:

@@ -67,6 +67,7 @@ def make_run(spec: JobSpec, inputs: Inputs, device: Device, base: BaseModel, pla
         plan=plan,
         validation=validation,
         samples=samples,
+        stop_token_ids=(inputs.values[Stage.PREPARE].get("chat_template") or {}).get("stop_token_ids", []),
         total_steps=total_steps,
         warmup_steps=count_warmup(total_steps, spec.training),
         out=out,
@@ -112,6 +113,8 @@ def values_of(run: Run, trained: Trained) -> dict[str, Any]:
         "precision": run.spec.training.precision,
         "attention": run.lock["attention"],
         "resumed_from_step": trained.resumed_from_step,
+        "best_step": trained.best_step,
+        "stopped_early": trained.stopped_early,
         "versions": {package: run.lock[f"packages.{package}"] for package in PACKAGES},
     }
 

@@ -33,6 +33,8 @@ class Run:
     validation: "Plan | None"
     samples: list[dict[str, Any]]
     """Held-out prompts to answer before and after: {"prompt_ids", "prompt", "question", "reference", "stop_token_ids"}."""
+    stop_token_ids: list[int]
+    """Those that end an answer."""
     total_steps: int
     warmup_steps: int
     out: Path
@@ -61,3 +63,6 @@ class Trained:
     samples: dict[str, Any] | None
     trainable_parameters: int
     resumed_from_step: int | None
+    best_step: int | None
+    """With early stopping: the step whose adapter is the run's."""
+    stopped_early: bool

@@ -1,5 +1,6 @@
 """What the model can do with rows and prompts that it is not trained on, with the adapter and without."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,25 +11,39 @@ from transformers import PreTrainedTokenizerBase
 from worker.data.plan import Plan
 from worker.training.batches import RowOrder, collate, to_device
 from worker.training.device import Device
-from worker.training.model import evaluating, target_losses
+from worker.training.model import evaluating, target_scores
 
 EXTRA_TOKENS = 16
 MOST_TOKENS = 256
 """An answer may be this much longer than the reference, and this long at most."""
-TOKENS_PER_BATCH = 4096
 ROWS_KEPT = 20
+MOST_PERPLEXED = 100.0
+"""A mean loss above this has no perplexity that says anything."""
 
 
-def held_out_loss(model: PeftModel, plan: Plan, *, batch_size: int, precision: str, device: Device, adapter: bool) -> float:
-    """Mean cross-entropy of the plan's trained tokens."""
-    total = torch.zeros((), device=device.torch)
+def measure(
+    model: PeftModel, plan: Plan, stop_token_ids: list[int], *, batch_size: int, precision: str, device: Device, adapter: bool
+) -> dict[str, float]:
+    """Of the plan's trained tokens: `eval_loss`, their mean cross-entropy in nats; `eval_perplexity`, its exponential;
+    `eval_accuracy`, the share that the model held for the likeliest token; and `eval_stop_probability`, the mean probability of
+    stop tokens where they are due, left out where none is. Micro-batches and chunks of logits are as large as in training."""
+    stops = torch.tensor(stop_token_ids, dtype=torch.int64, device=device.torch)
+    sums = torch.zeros(4, dtype=torch.float64, device=device.torch)
     tokens = 0
     with evaluating(model, precision, device, adapter=adapter):
         for indices in RowOrder(plan, batch_size, plan.rows):
             batch = to_device(collate([plan.row(index) for index in indices]), device.torch)
-            total += target_losses(model, batch).sum()
+            losses, hits = target_scores(model, batch)
+            at_stop = torch.isin(batch["targets"], stops)
+            sums += torch.stack([losses.sum(), hits.sum(), (-losses[at_stop]).exp().sum(), at_stop.sum()])
             tokens += len(batch["targets"])
-    return total.item() / max(1, tokens)
+    loss, right, certainty, stopping = (sums / max(1, tokens)).tolist()
+    measured = {"eval_loss": loss, "eval_accuracy": right}
+    if loss <= MOST_PERPLEXED:
+        measured["eval_perplexity"] = math.exp(loss)
+    if stopping:
+        measured["eval_stop_probability"] = certainty / stopping
+    return measured
 
 
 def answer(
@@ -36,18 +51,21 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     samples: list[dict[str, Any]],
     *,
+    most_tokens: int,
     precision: str,
     device: Device,
     adapter: bool,
 ) -> list[str]:
-    """The greedy answer to each sample's prompt, stripped, without its stop token."""
+    """The greedy answer to each sample's prompt, stripped, without its stop token. Prompts are asked together as long as they
+    and their answers have at most `most_tokens`."""
     lengths = [
         min(MOST_TOKENS, len(tokenizer(sample["reference"], add_special_tokens=False)["input_ids"]) + EXTRA_TOKENS)
         for sample in samples
     ]
     answers = [""] * len(samples)
     with evaluating(model, precision, device, adapter=adapter):
-        for group in groups([len(sample["prompt_ids"]) + length for sample, length in zip(samples, lengths, strict=True)]):
+        sizes = [len(sample["prompt_ids"]) + length for sample, length in zip(samples, lengths, strict=True)]
+        for group in groups(sizes, most_tokens):
             prompts = [samples[index]["prompt_ids"] for index in group]
             stops = sorted({stop for index in group for stop in samples[index]["stop_token_ids"]})
             texts = generate(model, prompts, stops, max(lengths[index] for index in group), device)
@@ -57,11 +75,11 @@ def answer(
     return answers
 
 
-def groups(lengths: list[int]) -> Iterator[list[int]]:
-    """Indices of samples of similar length, together at most TOKENS_PER_BATCH with padding, so that the cache stays small."""
+def groups(lengths: list[int], most_tokens: int) -> Iterator[list[int]]:
+    """Indices of samples of similar length, together at most `most_tokens` with padding, so that the cache stays small."""
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if group and (len(group) + 1) * lengths[index] > TOKENS_PER_BATCH:
+        if group and (len(group) + 1) * lengths[index] > most_tokens:
             yield group
             group = []
         group.append(index)

@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
     "lora": Rule.REFUSED,
     "rows_per_step": Rule.REFUSED,
     "training": Rule.REFUSED,
+    "early_stopping": Rule.REFUSED,
     "training.batch_size": Rule.DEGRADED,
     "training.memory": Rule.DEGRADED,
     "training.gradient_accumulation": Rule.IGNORED,
@@ -79,6 +80,7 @@ def make_lock(spec: JobSpec, plan: Plan, base: BaseModel, device: Device, *, hel
         **{f"lora.{key}": value for key, value in spec.lora.model_dump(mode="json").items()},
         "rows_per_step": training.batch_size * training.gradient_accumulation,
         **{f"training.{key}": value for key, value in training.model_dump(mode="json").items()},
+        "early_stopping": describe_stopping(spec),
         "attention": attention,
         **{f"device.{key}": value for key, value in device.describe().items()},
         "python": platform.python_version(),
@@ -86,6 +88,13 @@ def make_lock(spec: JobSpec, plan: Plan, base: BaseModel, device: Device, *, hel
         "held_out": held_out,
         "spec": hash_json(spec.model_dump(mode="json")),
     }
+
+
+def describe_stopping(spec: JobSpec) -> dict[str, Any] | None:
+    """Where a run ends hangs on when the held-out rows are measured, and on which."""
+    if spec.early_stopping is None:
+        return None
+    return spec.early_stopping.model_dump() | {"every_steps": spec.evaluation.every_steps}
 
 
 def rule_of(item: str) -> Rule:

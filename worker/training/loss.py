@@ -31,7 +31,8 @@ class _CrossEntropies(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for chunk in chunks(len(targets), len(head)):
-            losses[chunk], total, scores = project(hidden[chunk], head, targets[chunk])
+            at_target, total, scores = project(hidden[chunk], head, targets[chunk])
+            losses[chunk] = total.log()[:, 0] - at_target
             if gradient is not None:
                 gradient[chunk] = slopes(scores, total, targets[chunk]).to(head.dtype) @ head
         ctx.save_for_backward(gradient, *((hidden, weight, targets) if ctx.needs_input_grad[1] else ()))
@@ -49,18 +50,31 @@ class _CrossEntropies(torch.autograd.Function):
         return gradient, head_gradient, None
 
 
+@torch.no_grad()
+def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each token -log p[target], fp32 [tokens], and whether no other token was likelier, bool [tokens]."""
+    head = weight.to(hidden.dtype)
+    losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    hits = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+    for chunk in chunks(len(targets), len(head)):
+        at_target, total, _ = project(hidden[chunk], head, targets[chunk])
+        losses[chunk], hits[chunk] = total.log()[:, 0] - at_target, at_target == 0
+    return losses, hits
+
+
 def chunks(tokens: int, vocabulary: int) -> list[slice]:
     rows = max(1, LOGITS_PER_CHUNK // vocabulary)
     return [slice(start, start + rows) for start in range(0, tokens, rows)]
 
 
 def project(hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses [tokens], and what `slopes` needs: the sums of exponentials [tokens, 1] and those themselves, all fp32."""
+    """The targets' scores less each token's highest one [tokens], the sums of the exponentials of such scores [tokens, 1], and
+    these exponentials [tokens, vocabulary], all fp32."""
     scores = (hidden @ head.T).float()
     scores -= scores.amax(dim=1, keepdim=True)
-    at_target = scores.gather(1, targets[:, None])
+    at_target = scores.gather(1, targets[:, None])[:, 0]
     total = scores.exp_().sum(dim=1, keepdim=True)
-    return (total.log() - at_target)[:, 0], total, scores
+    return at_target, total, scores
 
 
 def slopes(scores: Tensor, total: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from worker.training import ATTENTION
 from worker.training.adapter_modules import check_modules
 from worker.training.batches import Batch
 from worker.training.device import Device
-from worker.training.loss import cross_entropies
+from worker.training.loss import cross_entropies, score
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -131,18 +131,29 @@ def hold_exactly(model: PeftModel, dtype: torch.dtype) -> None:
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """adapter_model.safetensors in fp32 and adapter_config.json, readable by everybody: safetensors makes files 0600."""
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({name: tensor.float().contiguous().cpu() for name, tensor in tensors.items()}, folder / ADAPTER_FILE)
+    save_file(adapter_tensors(model), folder / ADAPTER_FILE)
     (folder / ADAPTER_FILE).chmod(0o644)
     model.peft_config["default"].save_pretrained(str(folder))
 
 
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """A copy of the adapter, fp32 in host memory, by the names that it has in a file."""
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in tensors.items()}
+
+
 def load_adapter(model: PeftModel, folder: Path) -> None:
-    """ValueError unless the file holds this very adapter; peft takes what it knows and leaves the rest as it is."""
-    tensors = load_file(folder / ADAPTER_FILE)
+    """ValueError unless the file holds this very adapter."""
+    set_adapter(model, load_file(folder / ADAPTER_FILE))
+
+
+def set_adapter(model: PeftModel, tensors: dict[str, Tensor]) -> None:
+    """ValueError unless the tensors are those of this very adapter; peft takes what it knows and leaves the rest as it is."""
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     if {name: tensor.shape for name, tensor in tensors.items()} != {name: tensor.shape for name, tensor in expected.items()}:
-        raise ValueError("its tensors are those of another adapter")
+        raise ValueError(
+            "its tensors are those of another adapter"
+        )  # peft would take what it knows and leave the rest as it is
     set_peft_model_state_dict(model, tensors)
 
 
@@ -155,10 +166,18 @@ def last_hidden(model: PeftModel, input_ids: Tensor, position_ids: Tensor) -> Te
 
 def target_losses(model: PeftModel, batch: Batch) -> Tensor:
     """-log p of each target of a batch that is on the model's device, fp32 [trained]."""
+    return cross_entropies(predicting(model, batch), model.get_output_embeddings().weight, batch["targets"])
+
+
+def target_scores(model: PeftModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The same without a gradient, and whether the target was the likeliest token, bool [trained]."""
+    return score(predicting(model, batch), model.get_output_embeddings().weight, batch["targets"])
+
+
+def predicting(model: PeftModel, batch: Batch) -> Tensor:
+    """The last hidden states of the tokens that predict a target, [trained, width]."""
     hidden = last_hidden(model, batch["input_ids"], batch["position_ids"])
-    return cross_entropies(
-        hidden.flatten(0, 1).index_select(0, batch["sources"]), model.get_output_embeddings().weight, batch["targets"]
-    )
+    return hidden.flatten(0, 1).index_select(0, batch["sources"])
 
 
 def autocast(precision: str, device: Device) -> AbstractContextManager:

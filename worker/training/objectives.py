@@ -10,10 +10,9 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from worker.training import Run
+from worker.training import Run, evaluation
 from worker.training.batches import Batch, PlanRows, collate
 from worker.training.checkpoints import Checkpoint
-from worker.training.evaluation import held_out_loss
 from worker.training.model import target_losses
 from worker.training.preferences import Preferences
 
@@ -71,7 +70,7 @@ class Tokens:
         if run.validation is None:
             return {}
         options: dict[str, Any] = {"batch_size": training.batch_size, "precision": training.precision, "device": run.device}
-        return {"eval_loss": held_out_loss(self._model, run.validation, **options, adapter=adapter)}
+        return evaluation.measure(self._model, run.validation, run.stop_token_ids, **options, adapter=adapter)
 
     def save(self, folder: Path) -> None:
         pass

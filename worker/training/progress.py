@@ -34,6 +34,13 @@ class Counters:
     """The Run's, once its base model has been measured: the next two."""
     measured_base: dict[str, float] = field(default_factory=dict)
     answers_before: list[str] | None = None
+    considered_step: int | None = None
+    """The last step whose adapter was compared with the best one, with early stopping: the next four."""
+    best_step: int | None = None
+    best_loss: float | None = None
+    stale: int = 0
+    """Measurements in a row that were no better."""
+    stopped_early: bool = False
 
     @property
     def train_loss(self) -> float:
@@ -74,9 +81,9 @@ class Progress:
         grad_norm: float,
         metrics: dict[str, float],
         evaluate: Callable[[], dict[str, float]] | None,
-    ) -> None:
-        """`metrics` is what the objective adds; `evaluate` measures the held-out rows, when this step is one to do so at.
-        StageFailure when a number is none."""
+    ) -> dict[str, float]:
+        """`metrics` is what the objective adds; `evaluate` measures the held-out rows, when this step is one to do so at: what
+        it finds is returned. StageFailure when a number is none."""
         counters = self.counters
         counters.step += 1
         self._check(loss, grad_norm)
@@ -114,6 +121,7 @@ class Progress:
         )
         if len(self._recent) == 1:
             self.report_memory()
+        return measured
 
     def count_seconds(self) -> None:
         """Adds the time since the last call: steps, and what is between them."""

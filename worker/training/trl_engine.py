@@ -23,6 +23,7 @@ from worker.stages import StageStopped
 from worker.training import Run, Trained, checkpoints, evaluation, failures, restoration
 from worker.training.adapter_modules import unties
 from worker.training.batches import RowOrder, count_rows
+from worker.training.best import Best
 from worker.training.checkpoints import Checkpoint, Unfit
 from worker.training.model import (
     attach_adapter,
@@ -73,11 +74,13 @@ def train_adapter(run: Run, model: PeftModel) -> Trained:
 
 
 def written_bytes(run: Run, model: PeftModel) -> int:
-    """The adapter in fp32, and in each checkpoint it and the optimizer's two moments; one more is written than is kept."""
+    """The adapter in fp32, and in each checkpoint it, the best one and the optimizer's two moments; one more is written than is
+    kept."""
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     moments = 8 if run.spec.training.optimizer == "adamw" else 2
     checkpoints = run.spec.checkpoints.keep + 1 if run.spec.checkpoints.every_steps else 1
-    return weights * (4 + checkpoints * (4 + moments))
+    best = 4 if run.spec.early_stopping else 0
+    return weights * (4 + checkpoints * (4 + best + moments))
 
 
 def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Trained:
@@ -86,17 +89,18 @@ def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokeni
     if counters.held_out != run.held_out:
         counters.measured_base, counters.answers_before = measure(run, objective, model, tokenizer, adapter=False)
         counters.held_out = run.held_out
-    trainer = PlanTrainer(run, model, objective, tokenizer, counters)
+    trainer = PlanTrainer(run, model, objective, tokenizer, counters, checkpoint)
     with run.report.holding_stop():
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        trainer.go_on(checkpoint)
         if run.report.stop_requested:
             trainer.save_unless_saved()
             raise StageStopped
     trainer.progress.count_seconds()
     trainer.progress.report_memory()
-    (run.out / "adapter").mkdir()
-    save_adapter(model, run.out / "adapter")
     try:
+        trainer.settle_best()
+        (run.out / "adapter").mkdir()
+        save_adapter(model, run.out / "adapter")
         measured, answers_after = measure(run, objective, model, tokenizer, adapter=True)
     except BaseException:  # stopped, or out of memory: the next attempt shall only measure
         trainer.save_unless_saved()
@@ -112,6 +116,8 @@ def train_from(checkpoint: Checkpoint | None, run: Run, model: PeftModel, tokeni
         samples=evaluation.compare(run.samples, counters.answers_before or [], answers_after) if run.samples else None,
         trainable_parameters=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         resumed_from_step=checkpoint.step if checkpoint else None,
+        best_step=counters.best_step,
+        stopped_early=counters.stopped_early,
     )
 
 
@@ -126,8 +132,10 @@ def measure(
     measured = objective.measure(adapter=adapter)
     if run.samples:
         run.report("progress", message=f"Answering {len(run.samples)} held-out prompts with the {which} model")
-        precision = run.spec.training.precision
-        answers = evaluation.answer(model, tokenizer, run.samples, precision=precision, device=run.device, adapter=adapter)
+        training = run.spec.training
+        options: dict[str, Any] = {"precision": training.precision, "device": run.device, "adapter": adapter}
+        most_tokens = training.batch_size * training.max_seq_length
+        answers = evaluation.answer(model, tokenizer, run.samples, most_tokens=most_tokens, **options)
     return measured, answers
 
 
@@ -135,9 +143,16 @@ class PlanTrainer(SFTTrainer):
     """SFTTrainer whose rows, loss and checkpoints are ours."""
 
     def __init__(
-        self, run: Run, model: PeftModel, objective: Objective, tokenizer: PreTrainedTokenizerBase, counters: Counters
+        self,
+        run: Run,
+        model: PeftModel,
+        objective: Objective,
+        tokenizer: PreTrainedTokenizerBase,
+        counters: Counters,
+        checkpoint: Checkpoint | None = None,
     ):
         self.run, self.adapted = run, model
+        self.best = Best(run, model, counters, checkpoint) if run.spec.early_stopping else None
         self.objective: Objective = objective
         self.progress = Progress(counters, run)
         self.saved_step = counters.step
@@ -153,6 +168,27 @@ class PlanTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided by the window's count, so not by its micro-batches again
         for weight, data in exact:
             weight.data = data  # trl rounds the adapters of a quantised model to bf16
+
+    def go_on(self, checkpoint: Checkpoint | None) -> None:
+        """Trains from the checkpoint, or the start, to the end; one that was stopped early has ended."""
+        if checkpoint and self.progress.counters.stopped_early:
+            self._load_from_checkpoint(str(checkpoint.path))
+            self.progress.start()
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+
+    def settle_best(self) -> None:
+        """Makes the adapter the best one, with early stopping. The last one is saved before, or a later attempt would take
+        the best one for it."""
+        counters = self.progress.counters
+        if self.best is None:
+            return
+        if counters.considered_step != counters.step:
+            self.run.report("progress", message="Measuring the held-out loss of the last step")
+            self.best.consider(self.objective.measure(adapter=True)["eval_loss"])
+        if counters.best_step != counters.step:
+            self.save_unless_saved()
+            self.best.restore()
 
     def get_train_dataloader(self) -> DataLoader:
         training, plan = self.run.spec.training, self.run.plan
@@ -182,19 +218,23 @@ class PlanTrainer(SFTTrainer):
         if "loss" in logs:
             every = self.run.spec.evaluation.every_steps
             due = every and self.state.global_step % every == 0
-            self.progress.step_done(
+            measured = self.progress.step_done(
                 loss=logs["loss"],
                 learning_rate=logs["learning_rate"],
                 grad_norm=logs["grad_norm"],
                 metrics=self.objective.take_metrics(),
                 evaluate=partial(self.objective.measure, adapter=True) if due else None,
             )
+            if self.best and measured:
+                self.best.consider(measured["eval_loss"])
+                if self.best.gives_up:
+                    self.progress.counters.stopped_early = self.control.should_training_stop = True
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # its count walks over every parameter in each micro-step and nobody reads it
 
     def save_unless_saved(self) -> None:
-        if self.saved_step != self.state.global_step:
+        if self.saved_step != self.progress.counters.step:
             self._save_checkpoint(self.adapted, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -210,6 +250,8 @@ class PlanTrainer(SFTTrainer):
         """The files that Trainer reads on resume, none of which needs a pickle to be trusted."""
         save_adapter(self.adapted, folder)
         self.objective.save(folder)
+        if self.best:
+            self.best.save(folder)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))

@@ -18,7 +18,7 @@ from worker.stages.train import make_run, open_plan, settle
 from worker.training import Run
 from worker.training.batches import RowOrder, collate, count_rows
 from worker.training.device import open_device
-from worker.training.evaluation import held_out_loss
+from worker.training.evaluation import measure
 from worker.training.model import attach_adapter, check_head, last_hidden, load_base
 from worker.training.objectives import open_objective
 from worker.training.progress import Counters
@@ -121,7 +121,7 @@ def test_measuring_leaves_the_4_bit_weights_as_they_are(tmp_path):
     model = load(run)
     before = {name: weight.clone() for name, weight in model.named_parameters() if weight.dtype == torch.uint8}
     options = {"batch_size": 3, "precision": "fp32", "device": run.device}
-    held_out_loss(model, run.plan, **options, adapter=False)
+    measure(model, run.plan, [], **options, adapter=False)
     check_head(model, run.spec, run.device)
     assert len(before) == 14
     after = dict(model.named_parameters())
@@ -221,8 +221,8 @@ def test_the_held_out_loss_is_the_mean_over_trained_tokens_with_and_without_the_
         with model.disable_adapter():
             without = reference_loss(model, rows).item()
     assert with_adapter != pytest.approx(without, rel=1e-4)
-    assert held_out_loss(model, run.plan, **options, adapter=True) == pytest.approx(with_adapter, rel=1e-5)
-    assert held_out_loss(model, run.plan, **options, adapter=False) == pytest.approx(without, rel=1e-5)
+    assert measure(model, run.plan, [], **options, adapter=True)["eval_loss"] == pytest.approx(with_adapter, rel=1e-5)
+    assert measure(model, run.plan, [], **options, adapter=False)["eval_loss"] == pytest.approx(without, rel=1e-5)
     assert model.training
 
 
