@@ -33,7 +33,7 @@ NAMED = 8
 def main(folder: Path, length: int) -> None:
     device = open_device(None)
     spec = JobSpec.model_validate({"base_model": "probe", "dataset": {"file": "none"}, "lora": {"dropout": 0.05}})
-    spec = settle(spec, device)
+    spec, _ = settle(spec, device, folder)
     model = attach_adapter(load_base(folder, spec, device), spec, "probe")
     for name, weight in model.named_parameters():
         if "lora_B" in name:

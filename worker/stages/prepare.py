@@ -23,6 +23,7 @@ from worker.data.tokenizer import read_json
 from worker.exports.convertible import require_convertible
 from worker.space import require_space
 from worker.stages import Inputs, Outcome, Report, StageFailure
+from worker.training.precision import refuse_overflow
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
@@ -35,6 +36,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
         report("resolved", spec={"revision": model.revision})
     require_convertible(model, spec, inputs, report)
     require_modules(model, spec)
+    refuse_overflow(spec.training.precision, read_json(model.path / "config.json")["model_type"])
 
     def check(found: Survey) -> None:
         report("resolved", spec={"dataset": {"format": found.form}})

@@ -11,6 +11,7 @@ from app.jobs.states import FailureCode, Stage
 from worker.data import base_models
 from worker.data.base_models import BaseModel
 from worker.data.plan import Plan
+from worker.data.tokenizer import read_json
 from worker.stages import Inputs, Outcome, OutputFile, Report, StageFailure
 from worker.training import ATTENTION, ENGINES, Run, Trained, checkpoints
 from worker.training.device import Device, open_device
@@ -22,11 +23,13 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """StageFailure invalid_spec, not_available, dataset_empty, model_*, hub_*, out_of_memory, nan_loss; StageStopped."""
     plan = open_plan(inputs)
     device = open_device(inputs.device_memory_bytes)
-    settled = settle(spec, device)
-    report("resolved", spec={"training": settled.training.model_dump(include={"precision", "memory", "optimizer", "engine"})})
     places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
     revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
     base = base_models.fetch(spec.base_model, revision, **places, token=inputs.secret(spec.hub_token), report=report)
+    settled, warning = settle(spec, device, base.path)
+    report("resolved", spec={"training": settled.training.model_dump(include={"precision", "memory", "optimizer", "engine"})})
+    if warning:
+        report("warning", code="precision", message=warning)
     ready = make_run(settled, inputs, device, base, plan, out, report)
     report("progress", message="Loading the libraries")
     trained: Trained = importlib.import_module(ENGINES[settled.training.engine]).train(ready)
@@ -42,16 +45,17 @@ def open_plan(inputs: Inputs) -> Plan:
     return plan
 
 
-def settle(spec: JobSpec, device: Device) -> JobSpec:
-    """The spec without an `auto` in training."""
+def settle(spec: JobSpec, device: Device, base: Path) -> tuple[JobSpec, str | None]:
+    """The spec without an `auto` in training, and what a user should know of that. `base` is the base model's folder."""
     asked = spec.training
+    decision = choose(asked.precision, device.capability, read_json(base / "config.json")["model_type"])
     settled = {
-        "precision": choose(asked.precision, device.capability),
+        "precision": decision.precision,
         "memory": ("balanced" if device.is_cuda else "speed") if asked.memory == "auto" else asked.memory,
         "optimizer": "adamw" if asked.optimizer == "auto" else asked.optimizer,
         "engine": "trl" if asked.engine == "auto" else asked.engine,
     }
-    return JobSpec.model_validate(merged(spec.model_dump(), {"training": settled}))
+    return JobSpec.model_validate(merged(spec.model_dump(), {"training": settled})), decision.warning
 
 
 def make_run(spec: JobSpec, inputs: Inputs, device: Device, base: BaseModel, plan: Plan, out: Path, report: Report) -> Run:

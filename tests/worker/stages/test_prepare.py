@@ -325,3 +325,31 @@ def test_a_base_model_without_a_template_gets_one_to_publish(prepare, models_dir
     tokenizer = load_tokenizer(models_dir / "small")
     assert " It is 8.<|im_end|>" in documents_of(Plan.open(out / "plan"), tokenizer)
     assert not (prepare(ROWS)[2] / "chat_template.jinja").exists()
+
+
+def test_a_model_that_overflows_fp16_is_not_sent_to_a_gpu_in_fp16(prepare, models_dir):
+    config = models_dir / "small" / "config.json"
+    text = config.read_text()
+    config.write_text(json.dumps(json.loads(text) | {"model_type": "gemma3_text"}))
+    try:
+        error = prepare(ROWS, training={"precision": "fp16"})[0]["error"]
+        assert prepare(ROWS, exports=[{"kind": "adapter"}])[0]["status"] == "succeeded"
+    finally:
+        config.write_text(text)
+    assert (error["code"], error["param"]) == ("invalid_spec", "training.precision")
+    assert error["patch"] == {"training": {"precision": "auto"}}
+
+
+@pytest.mark.parametrize("lora", [{"target_modules": ["q_prj"]}, {"modules_to_save": ["wte"]}])
+def test_modules_that_the_model_does_not_have_are_named_before_a_gpu_is_claimed(prepare, lora):
+    error = prepare(ROWS, lora=lora)[0]["error"]
+    assert (error["code"], error["param"]) == ("invalid_spec", f"lora.{next(iter(lora))}")
+    assert "norm" in error["message"] or "q_proj" in error["message"]
+    assert prepare(ROWS, **error["patch"])[0]["status"] == "succeeded"
+
+
+def test_measuring_at_intervals_needs_a_row_that_is_held_out(prepare):
+    options = {"dataset": {"validation_fraction": 0.5}, "evaluation": {"every_steps": 2}}
+    assert prepare(ROWS[:2], **options)[0]["status"] == "succeeded"
+    error = prepare(ROWS[:1], **options)[0]["error"]
+    assert (error["code"], error["param"]) == ("dataset_invalid", "dataset.validation_fraction")

@@ -26,7 +26,8 @@ def lock_of(folder, more=None, *, capability=None, held_out="a", **training):
     device = Device(torch.device("cpu"), "cpu", capability, 2**30)
     base = BaseModel("tiny", "r1", inputs.models_dir / "tiny")
     plan = Plan.open(inputs.folders["prepare"] / "plan")
-    return make_lock(settle(make_spec(more, **training), device), plan, base, device, held_out=held_out, attention="sdpa")
+    spec, _ = settle(make_spec(more, **training), device, base.path)
+    return make_lock(spec, plan, base, device, held_out=held_out, attention="sdpa")
 
 
 def test_every_item_has_a_rule_and_every_rule_an_item(lock):

@@ -39,7 +39,7 @@ def prepare(tmp_path, more=None, **training) -> Run:
     device = open_device(None)
     base = BaseModel("tiny", "1", tmp_path / "models" / "tiny")
     (tmp_path / "out").mkdir(exist_ok=True)
-    spec = settle(make_spec(DPO | (more or {}), **training), device)
+    spec, _ = settle(make_spec(DPO | (more or {}), **training), device, base.path)
     return make_run(spec, inputs, device, base, open_plan(inputs), tmp_path / "out", Report(tmp_path / "events.jsonl"))
 
 

@@ -31,7 +31,8 @@ def prepare(tmp_path, **training) -> Run:
     base = BaseModel("tiny", "1", tmp_path / "models" / "tiny")
     (tmp_path / "out").mkdir(exist_ok=True)
     report = Report(tmp_path / "events.jsonl")
-    return make_run(settle(make_spec(**training), device), inputs, device, base, open_plan(inputs), tmp_path / "out", report)
+    spec, _ = settle(make_spec(**training), device, base.path)
+    return make_run(spec, inputs, device, base, open_plan(inputs), tmp_path / "out", report)
 
 
 def load(run: Run):
