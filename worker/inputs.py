@@ -32,6 +32,7 @@ def build_request(session: Session, settings: Settings, storage: Storage, run: S
     spec = merged(owner.spec, run.overrides or {})
     inputs = common_inputs(settings, owner.name or owner.id)
     inputs |= data_set(session, storage, spec) | results(session, storage, run)
+    inputs["adapter"] = find_adapter(session, storage, spec["from_job"])
     return {"stage": run.stage, "spec": spec, "inputs": Inputs(**inputs).to_json()}
 
 
@@ -85,6 +86,23 @@ def data_set(session: Session, storage: Storage, spec: dict[str, Any]) -> dict[s
                 )
             inputs |= {field: storage.blob(file.blob_sha256), filename: file.filename}
     return inputs
+
+
+def find_adapter(session: Session, storage: Storage, job_id: str | None) -> Path | None:
+    """The folder of the adapter that a job made; it stays as long as the job does."""
+    if job_id is None:
+        return None
+    runs = [run for run in stage_runs.attempts(session, job_id) if run.stage is Stage.TRAIN]
+    made = [run for run in runs if run.status is StageStatus.SUCCEEDED]
+    if not made:
+        raise StageFailure(
+            FailureCode.INVALID_SPEC,
+            f"The job {job_id}, whose adapter this job starts from, is no longer there.",
+            hint="Name another job in from_job, or none.",
+            param="from_job",
+            patch={"from_job": None},
+        )
+    return attempt_folder(storage, made[-1]) / "out" / "adapter"
 
 
 def results(session: Session, storage: Storage, run: StageRun) -> dict[str, Any]:

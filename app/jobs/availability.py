@@ -16,7 +16,6 @@ LATER: list[tuple[str, Any, Test]] = [
     ("webhook", None, lambda spec: spec.webhook is not None),
     ("preemptible", False, lambda spec: spec.preemptible),
     ("gpus", 1, lambda spec: spec.gpus != 1),
-    ("from_job", None, lambda spec: spec.from_job is not None),
     ("from_checkpoint", None, lambda spec: spec.from_checkpoint is not None),
 ]
 

@@ -66,6 +66,7 @@ def build_setup(job: dict[str, Any], prepare: dict[str, Any], train: dict[str, A
         "beta": spec["preference"]["beta"] if spec["method"] == "dpo" else None,
         "quantization": spec["quantization"],
         "lora": spec["lora"],
+        "from_job": spec["from_job"],
         "trainable_parameters": train.get("trainable_parameters"),
         "steps": steps,
         "epochs": training["epochs"],

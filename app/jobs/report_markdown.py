@@ -45,6 +45,7 @@ def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
         ("Method", f"{setup['method']}{describe_beta(setup)}, base weights held as {setup['quantization']}"),
         ("LoRA", f"r {number(lora['r'])}, alpha {number(lora['alpha'])}, dropout {number(lora['dropout'])}, {lora['variant']}"),
         ("LoRA target modules", escape(targets)),
+        ("Starts from", f"the adapter of {setup['from_job']}" if setup["from_job"] else "a new adapter"),
         ("Trainable parameters", number(setup["trainable_parameters"])),
         ("Optimizer steps", number(setup["steps"])),
         ("Batch size x accumulation", describe_batch(setup)),

@@ -9,7 +9,7 @@ from sqlmodel import Session
 from app import blobs
 from app.artifacts import repository as artifacts
 from app.errors import Conflict, Detail, InvalidSpec, NotAvailable
-from app.jobs import recovery, repository, stage_runs
+from app.jobs import lineage, recovery, repository, stage_runs
 from app.jobs.keys import stage_keys
 from app.jobs.spec import SPEC_VERSION, JobSpec, count_warmup, merged
 from app.jobs.states import EventType, JobStatus, Stage, StageStatus
@@ -26,7 +26,7 @@ def create(session: Session, settings: Settings, spec: JobSpec) -> Job:
         name=spec.name,
         base_model=spec.base_model,
         priority=spec.priority,
-        spec=resolve(spec).model_dump(mode="json"),
+        spec=resolve(lineage.inherit(session, spec)).model_dump(mode="json"),
         spec_version=SPEC_VERSION,
         stage=Stage.PREPARE,
     )
@@ -108,7 +108,7 @@ def plan_retry(session: Session, settings: Settings, job_id: str, overrides: dic
         patch = {"max_runtime_seconds": 2 * spec.max_runtime_seconds}
         raise InvalidSpec.of([Detail("max_runtime_seconds", message, patch=patch)])
     validate(session, settings, spec)
-    return spec
+    return lineage.inherit(session, spec)
 
 
 def refuse_retry(job: Job) -> None:
@@ -162,6 +162,10 @@ def delete(session: Session, job_id: str) -> set[str]:
         raise Conflict(
             f"{job_id} is running. POST /v1/jobs/{job_id}/cancel stops it first.", param="job_id", code="job_running"
         )
+    successor = lineage.find_successor(session, job_id)
+    if successor is not None:
+        message = f"{successor} starts from this job's adapter. Cancel that job or wait for its end."
+        raise Conflict(message, param="job_id", code="job_in_use")
     hashes = {artifact.blob_sha256 for artifact, _ in artifacts.list_of(session, [job_id])}
     session.delete(job)
     blobs.drop_unused(session, hashes)

@@ -9,6 +9,7 @@ from app.base_models import catalog
 from app.db import read_session
 from app.errors import Detail, InvalidSpec
 from app.files import repository as files
+from app.jobs import lineage
 from app.jobs.availability import check_available, check_combinations, check_form
 from app.jobs.spec import JobSpec
 from app.models import File
@@ -29,6 +30,7 @@ def validate(session: Session, settings: Settings, spec: JobSpec) -> None:
     for field in ("file", "validation_file"):
         if (file_id := getattr(spec.dataset, field)) is not None:
             details += check_file(files.find(session, file_id), file_id, spec, f"dataset.{field}")
+    details += lineage.check_source(session, spec)
     if details:
         raise InvalidSpec.of(details)
 

@@ -95,7 +95,6 @@ LATER = {
     "webhook": {"url": "http://x"},
     "preemptible": True,
     "gpus": 2,
-    "from_job": "job_x",
     "from_checkpoint": "ckpt_x",
 }
 

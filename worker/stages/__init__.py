@@ -92,6 +92,8 @@ class Inputs:
     """By stage name: the `values` that the stage returned."""
     earlier: list[Path] = field(default_factory=list)
     """The `out/` of this stage's earlier attempts, newest first. Read only."""
+    adapter: Path | None = None
+    """The folder of the adapter that training starts from, if the spec names a job."""
     device_memory_bytes: int | None = None
     """A cap on the accelerator's memory."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
@@ -118,6 +120,7 @@ class Inputs:
                 "converter_dir": Path(data["converter_dir"]),
                 "file": path(data["file"]),
                 "validation_file": path(data["validation_file"]),
+                "adapter": path(data["adapter"]),
                 "folders": {stage: Path(folder) for stage, folder in data["folders"].items()},
                 "earlier": [Path(folder) for folder in data["earlier"]],
                 "secrets": secrets,

@@ -36,6 +36,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
         report("resolved", spec={"revision": model.revision})
     require_convertible(model, spec, inputs, report)
     require_modules(model, spec)
+    require_same_base(model, inputs.adapter)
     refuse_overflow(spec.training.precision, read_json(model.path / "config.json")["model_type"])
 
     def check(found: Survey) -> None:
@@ -77,6 +78,18 @@ def require_modules(model: BaseModel, spec: JobSpec) -> None:
         from worker.training import adapter_modules  # costs the import of torch and transformers
 
         adapter_modules.check_modules(adapter_modules.empty_model(model.path), spec)
+
+
+def require_same_base(model: BaseModel, adapter: Path | None) -> None:
+    """StageFailure invalid_spec when the adapter to start from was trained on another revision of the base model."""
+    made_on = read_json(adapter / "adapter_config.json")["revision"] if adapter else model.revision
+    if made_on != model.revision:
+        message = (
+            f"The adapter of from_job was trained on {model.name} as revision {made_on}, which is here as {model.revision}."
+        )
+        hint = "Give the revision that the adapter was trained on, or start without from_job."
+        patch = {"from_job": None}
+        raise StageFailure(FailureCode.INVALID_SPEC, message, hint=hint, param="from_job", patch=patch)
 
 
 def require_rows(found: Survey, spec: JobSpec) -> None:

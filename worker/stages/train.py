@@ -62,12 +62,13 @@ def make_run(spec: JobSpec, inputs: Inputs, device: Device, base: BaseModel, pla
     total_steps = count_steps(plan.rows, spec.training)
     validation, samples = open_validation(spec, inputs)
     held_out = hash_json([validation and validation.facts["sha256"], samples])
-    lock = make_lock(spec, plan, base, device, held_out=held_out, attention=ATTENTION)
+    lock = make_lock(spec, plan, base, device, held_out=held_out, attention=ATTENTION, adapter=inputs.adapter)
     return Run(
         spec=spec,
         device=device,
         base=base.path,
         base_revision=base.revision,
+        adapter=inputs.adapter,
         plan=plan,
         validation=validation,
         samples=samples,
@@ -117,6 +118,7 @@ def values_of(run: Run, trained: Trained) -> dict[str, Any]:
         "precision": run.spec.training.precision,
         "attention": run.lock["attention"],
         "resumed_from_step": trained.resumed_from_step,
+        "from_job": {"id": run.spec.from_job, "adapter_sha256": run.lock["from_job"]} if run.adapter else None,
         "best_step": trained.best_step,
         "stopped_early": trained.stopped_early,
         "versions": {package: run.lock[f"packages.{package}"] for package in PACKAGES},

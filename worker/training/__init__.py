@@ -29,6 +29,8 @@ class Run:
     base: Path
     """The base model's folder."""
     base_revision: str
+    adapter: Path | None
+    """The folder of the adapter to start from; a new one when None."""
     plan: "Plan"
     validation: "Plan | None"
     samples: list[dict[str, Any]]

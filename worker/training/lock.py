@@ -41,6 +41,7 @@ RULES: dict[str, Rule] = {
     "preference": Rule.REFUSED,
     "quantization": Rule.REFUSED,
     "lora": Rule.REFUSED,
+    "from_job": Rule.REFUSED,
     "rows_per_step": Rule.REFUSED,
     "training": Rule.REFUSED,
     "early_stopping": Rule.REFUSED,
@@ -65,8 +66,11 @@ class Change(NamedTuple):
     new: Any
 
 
-def make_lock(spec: JobSpec, plan: Plan, base: BaseModel, device: Device, *, held_out: str, attention: str) -> dict[str, Any]:
-    """The lock of a run whose `spec` is settled. `held_out` names the rows and prompts that are measured beside training."""
+def make_lock(
+    spec: JobSpec, plan: Plan, base: BaseModel, device: Device, *, held_out: str, attention: str, adapter: Path | None = None
+) -> dict[str, Any]:
+    """The lock of a run whose `spec` is settled. `held_out` names the rows and prompts that are measured beside training,
+    `adapter` is the folder of the one that the run starts from."""
     training = spec.training
     return {
         "data": plan.facts["sha256"],
@@ -78,6 +82,7 @@ def make_lock(spec: JobSpec, plan: Plan, base: BaseModel, device: Device, *, hel
         "preference.beta": spec.preference.beta if spec.method == "dpo" else None,
         "quantization": spec.quantization,
         **{f"lora.{key}": value for key, value in spec.lora.model_dump(mode="json").items()},
+        "from_job": adapter and hash_file(adapter / "adapter_model.safetensors"),
         "rows_per_step": training.batch_size * training.gradient_accumulation,
         **{f"training.{key}": value for key, value in training.model_dump(mode="json").items()},
         "early_stopping": describe_stopping(spec),
@@ -110,6 +115,11 @@ def compare(old: dict[str, Any], new: dict[str, Any], rule: Rule) -> list[Change
 
 def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_base(folder: Path) -> str:

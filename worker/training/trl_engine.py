@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainerControl
 from trl import SFTTrainer
 
+from app.jobs.spec import JobSpec
+from app.jobs.states import FailureCode
 from worker.space import require_space
-from worker.stages import StageStopped
+from worker.stages import StageFailure, StageStopped
 from worker.training import Run, Trained, checkpoints, evaluation, failures, restoration
 from worker.training.adapter_modules import unties
 from worker.training.batches import RowOrder, count_rows
@@ -50,12 +52,22 @@ def train(run: Run) -> Trained:
             run.report("warning", code="embeddings_untied", message=message)
         model = attach_adapter(base, run.spec, run.base_revision)
         check_head(model, run.spec, run.device)
+        if run.adapter:
+            start_from(run.adapter, model, run.spec)
         loaded = True
         return train_adapter(run, model)
     except Exception as problem:
         if not failures.is_out_of_memory(problem):
             raise
         raise failures.out_of_memory(run.spec, run.device.name, training=loaded) from problem
+
+
+def start_from(adapter: Path, model: PeftModel, spec: JobSpec) -> None:
+    try:
+        load_adapter(model, adapter)
+    except ValueError as problem:
+        message = f"The adapter of {spec.from_job} does not fit this job's: {problem}."
+        raise StageFailure(FailureCode.INVALID_SPEC, message, param="from_job", patch={"from_job": None}) from problem
 
 
 def train_adapter(run: Run, model: PeftModel) -> Trained:

@@ -353,3 +353,14 @@ def test_measuring_at_intervals_needs_a_row_that_is_held_out(prepare):
     assert prepare(ROWS[:2], **options)[0]["status"] == "succeeded"
     error = prepare(ROWS[:1], **options)[0]["error"]
     assert (error["code"], error["param"]) == ("dataset_invalid", "dataset.validation_fraction")
+
+
+def test_an_adapter_of_another_revision_of_the_base_is_refused(prepare, tmp_path, models_dir):
+    (tmp_path / "adapter").mkdir()
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({"revision": "folder-0"}))
+    files = {"adapter": tmp_path / "adapter"}
+    result, _, _ = prepare(ROWS, from_job="job_1", files=files)
+    assert (result["error"]["param"], result["error"]["patch"]) == ("from_job", {"from_job": None})
+    config.write_text(json.dumps({"revision": prepare(ROWS)[0]["values"]["base_model"]["revision"]}))
+    assert prepare(ROWS, from_job="job_1", files=files)[0]["status"] == "succeeded"
