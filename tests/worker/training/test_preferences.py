@@ -230,6 +230,17 @@ def test_a_checkpoint_without_its_reference_is_passed_over(undisturbed, tmp_path
     assert adapter_of(tmp_path / "1") == adapter_of(whole)
 
 
+def test_the_reference_is_the_adapter_that_the_run_starts_from(undisturbed, tmp_path):
+    inputs, _, whole = undisturbed
+    inputs = dataclasses.replace(inputs, adapter=whole / "out" / "adapter")
+    run_here(make_spec(DPO | {"from_job": "job_1"}, max_steps=3, warmup_steps=0), inputs, tmp_path / "1")
+    points = [point for event in events(tmp_path / "1", "metrics") for point in event["points"]]
+    assert (points[0]["loss"], points[0]["reward_margin"]) == (pytest.approx(math.log(2)), 0.0)
+    assert points[-1]["reward_margin"] > 0
+    (summary,) = events(tmp_path / "1", "summary")
+    assert summary["eval_reward_margin"] > summary["eval_reward_margin_base"] == 0.0
+
+
 def test_another_beta_starts_anew_and_smaller_micro_batches_go_on(undisturbed, tmp_path):
     inputs, spec, whole = undisturbed
     earlier = left_with(whole, 4, folder=tmp_path / "0")
