@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_trl_engine import reference_loss
@@ -14,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from app.jobs.states import FailureCode
 from worker.data.plan import Plan
 from worker.stages import Report, StageFailure, merge
+from worker.training import ATTENTION
 from worker.training.adapter_modules import check_modules, empty_model
 from worker.training.device import open_device
-from worker.training.model import attach_adapter, load_base
+from worker.training.model import DTYPES, attach_adapter, load_base
 
 TIED = {"tie_word_embeddings": True}
 ADAPTERS = {
@@ -115,6 +117,12 @@ def test_all_that_is_trained_is_fp32_whatever_the_base_is(tmp_path, quantization
     trained = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
     assert {name.rpartition(".")[2] for name in trained} >= {"weight"} and len(trained) > 40
     assert set(trained.values()) == {torch.float32}
+    dtype = DTYPES[precision]
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            assert module.compute_dtype == module.weight.quant_state.dtype == dtype
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} <= {dtype, torch.uint8, torch.int8}
+    assert model.config._attn_implementation == ATTENTION
 
 
 @pytest.mark.parametrize(
