@@ -74,7 +74,8 @@ def train_adapter(run: Run, model: PeftModel) -> Trained:
     """From the first checkpoint that fits, or from the start."""
     require_space(run.out, written_bytes(run, model), "Training")
     tokenizer = AutoTokenizer.from_pretrained(run.base, local_files_only=True, trust_remote_code=False)
-    untrained = {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters() if weight.requires_grad}
+    trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    untrained = {name: weight.detach().to("cpu", copy=True) for name, weight in trained}
     while True:
         checkpoint = next(run.checkpoints, None)
         try:
