@@ -129,6 +129,26 @@ def test_a_validation_file_is_handed_over_with_its_name(supervised: Supervised) 
     assert error and (error["code"], error["param"]) == ("dataset_not_found", "dataset.validation_file")
 
 
+def test_the_adapter_of_an_earlier_job_is_handed_over(supervised: Supervised) -> None:
+    """Its job has succeeded by then, and most of its folders have been tidied away."""
+    supervised.script("""
+        if stage == "train":
+            found = inputs.adapter and (inputs.adapter / "adapter_model.safetensors").read_text()
+            assert found == ("first" if spec.from_job else None)
+            (out / "adapter").mkdir()
+            (out / "adapter" / "adapter_model.safetensors").write_text("first")
+    """)
+    first = supervised.submit()
+    supervised.work()
+    second = supervised.submit(from_job=first)
+    supervised.work()
+    assert [supervised.job(job_id).status for job_id in (first, second)] == [JobStatus.SUCCEEDED] * 2
+    lost = supervised.submit(from_job="job_gone")
+    supervised.work()
+    error = supervised.job(lost).error
+    assert error and (error["code"], error["param"], error["patch"]) == ("invalid_spec", "from_job", {"from_job": None})
+
+
 @pytest.mark.provokes("dataset_not_found")
 def test_a_missing_data_set_fails_before_anything_starts(supervised: Supervised) -> None:
     supervised.script("")
