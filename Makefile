@@ -27,7 +27,7 @@ test: setup ## Run the fast tests
 	$(BIN)/pytest --numprocesses auto
 
 test-ml: setup ## Run the tests that train and convert the real small model
-	$(BIN)/pytest -m ml
+	$(BIN)/pytest -m ml --numprocesses 2 --dist worksteal --durations 0
 
 lint: setup ## Check style, types and import rules
 	$(BIN)/ruff check .
