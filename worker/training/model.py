@@ -122,7 +122,6 @@ def hold_exactly(model: PeftModel, dtype: torch.dtype) -> None:
     these hand on is in the compute format again, or all that follows would be fp32."""
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
-            module.modules_to_save.float()
             module.register_forward_hook(lambda module, inputs, output: output.to(dtype))
     for weight in model.parameters():
         if weight.requires_grad:
