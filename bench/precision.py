@@ -4,7 +4,7 @@ usage: precision.py OUT.json [--precisions fp16 bf16] [--steps 100] [--batch-siz
                     [--base smollm2-135m-instruct [--models-dir DIR]] [--rows 10050]
 
 Runs the stage `prepare` once and `train` once for each precision, as processes of their own as a worker does, on the booking
-data of examples/: 50 rows held out, an NF4 base, rank 16. It is done twice, with the loss on the answers and on all tokens: the
+data of examples/: 50 rows held out, an NF4 base, rank 16. It is done twice, with the loss on all tokens and on the answers: the
 answers can be learned by heart, so that their loss ends near 0, while the questions keep what nobody can guess. For each run:
 the mean loss of the last ten steps, the steps that fp16's gradient scaler skipped (their gradient is no number), the held-out
 loss, and the peak of reserved memory. Printed of both and wanted of the runs on all tokens: no loss that is no number, no step
@@ -65,13 +65,12 @@ def main() -> None:
         folder = Path(name)
         rows = folder / "rows.jsonl"
         subprocess.run([sys.executable, ROOT / "examples" / "make_data.py", rows, "--rows", str(arguments.rows)], check=True)
-        for loss_on in ("answers", "all tokens"):
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        for loss_on in ("all tokens", "answers"):
             results.append(compare(folder / loss_on.split()[0], rows, arguments, loss_on))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    for result in results:
-        print_table(result)
-    sys.exit(not results[-1]["passed"])
+            print_table(results[-1])
+            arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    sys.exit(not results[0]["passed"])
 
 
 def compare(folder: Path, rows: Path, arguments: argparse.Namespace, loss_on: str) -> dict[str, Any]:
@@ -85,6 +84,7 @@ def compare(folder: Path, rows: Path, arguments: argparse.Namespace, loss_on: st
         began = time.monotonic()
         values = run_stage(attempt, "train", settings, inputs)
         runs.append(measure(attempt, precision, values) | {"seconds": round(time.monotonic() - began, 1)})
+        print(f"{loss_on}, {precision}: {runs[-1]['seconds']} s, final loss {runs[-1]['final_loss']:.5f}", flush=True)
     finals = [run["final_loss"] for run in runs]
     difference = max(finals) / min(finals) - 1
     sound = all(run["not_finite"] == 0 and run["skipped_after_warmup"] == 0 for run in runs)
