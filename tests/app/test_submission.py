@@ -100,6 +100,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("param", LATER)
+@pytest.mark.provokes("not_available")
 def test_what_later_versions_bring_is_refused_with_a_patch_that_puts_it_right(client, upload, param):
     spec = {"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}}
     *parents, name = param.split(".")

@@ -11,7 +11,6 @@ from app.jobs.spec import JobSpec, merged
 from app.jobs.states import FailureCode
 from worker.stages import StageFailure
 from worker.training import evaluation, objectives
-from worker.training.model import target_losses
 
 
 @pytest.fixture
@@ -27,9 +26,11 @@ def device_of(monkeypatch):
             seen += too_many
             if too_many and seen >= after:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return target_losses(model, batch)
+            return measure(model, batch)
 
-        monkeypatch.setattr(module, "target_losses", limited)
+        name = "target_scores" if module is evaluation else "target_losses"
+        measure = getattr(module, name)
+        monkeypatch.setattr(module, name, limited)
 
     return limit
 

@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(tmp_path
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"lora": {"modules_to_save": ["lm_head"]}}, FailureCode.NOT_AVAILABLE),
+        ({"lora": {"target_modules": ["no_such_layer"]}}, FailureCode.INVALID_SPEC),
         ({"training": {"precision": "fp16"}}, FailureCode.INVALID_SPEC),
     ],
 )
