@@ -40,7 +40,8 @@ PROGRESS = re.compile(r"^Writing: +(\d+)%")
 
 
 def export(options: GgufExport, model: Path, out: Path, inputs: Inputs, report: Report) -> OutputFile:
-    """Writes gguf/TITLE-QUANTIZATION.gguf. Raises StageFailure `conversion_failed` when the converter gives up."""
+    """Writes gguf/TITLE-QUANTIZATION.gguf. Raises StageFailure `conversion_failed` when the converter gives up,
+    `verification_failed` when what it wrote is not the model."""
     path = out / "gguf" / f"{slug(inputs.title)}-{options.quantization}.gguf"
     path.parent.mkdir(exist_ok=True)
     convert(model, path, options.quantization, inputs, report)
@@ -144,15 +145,17 @@ def failure(code: int, lines: list[str], place: Path) -> Exception:
 
 
 def check(path: Path, title: str) -> None:
-    """Refuses a file that is cut off, or is not what was asked for."""
+    """StageFailure verification_failed for a file that is cut off, or is not what was asked for."""
     try:
         metadata, tensors = read_gguf(path)
     except (ValueError, OSError, struct.error) as problem:
-        raise failed("llama.cpp's converter wrote a file that is cut off.") from problem
+        message = "llama.cpp's converter wrote a file that is cut off."
+        raise failed(message, FailureCode.VERIFICATION_FAILED) from problem
     if not tensors or metadata["general.name"] != title:
-        raise failed("llama.cpp's converter wrote a file without the model in it.")
+        message = "llama.cpp's converter wrote a file without the model in it."
+        raise failed(message, FailureCode.VERIFICATION_FAILED)
 
 
-def failed(message: str) -> StageFailure:
+def failed(message: str, code: FailureCode = FailureCode.CONVERSION_FAILED) -> StageFailure:
     hint = "The stage's log has the converter's output. Without gguf in exports the job ends with the merged model."
-    return StageFailure(FailureCode.CONVERSION_FAILED, message, hint=hint, param="exports")
+    return StageFailure(code, message, hint=hint, param="exports")

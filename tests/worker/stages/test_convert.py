@@ -162,21 +162,21 @@ def fake_converter(folder: Path, script: str) -> Path:
     return folder
 
 
-@pytest.mark.provokes("conversion_failed")
+@pytest.mark.provokes("conversion_failed", "verification_failed")
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "message", "code"),
     [
-        ("print('Loading'); raise KeyError('rope_theta')", "KeyError: 'rope_theta'"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "failed"),
-        ("open(target, 'wb').write(b'GGUF' + bytes(3))", "cut off"),
-        ("", "cut off"),
+        ("print('Loading'); raise KeyError('rope_theta')", "KeyError: 'rope_theta'", FailureCode.CONVERSION_FAILED),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "failed", FailureCode.CONVERSION_FAILED),
+        ("open(target, 'wb').write(b'GGUF' + bytes(3))", "cut off", FailureCode.VERIFICATION_FAILED),
+        ("", "cut off", FailureCode.VERIFICATION_FAILED),
     ],
     ids=["exception", "crash", "truncated", "nothing"],
 )
-def test_a_failing_converter_fails_the_conversion(model, tmp_path, script, message):
+def test_a_failing_converter_fails_the_conversion(model, tmp_path, script, message, code):
     with pytest.raises(StageFailure, match=message) as failure:
         convert(model, tmp_path / "out", "f16", converter=fake_converter(tmp_path, script))
-    assert (failure.value.code, failure.value.param) == (FailureCode.CONVERSION_FAILED, "exports")
+    assert (failure.value.code, failure.value.param) == (code, "exports")
     assert failure.value.patch == {"exports": [{"kind": "adapter"}]}
 
 
