@@ -30,6 +30,14 @@ def keep_reserve(engine: Engine) -> None:
     part.replace(path)
 
 
+def free_beside_reserve(engine: Engine, place: Path) -> int:
+    """What is free at `place` for all but the database: room that the reserve gave up is still its own."""
+    path, free = reserve_of(engine), free_bytes(place)
+    if path is None or path.exists() or path.parent.stat().st_dev != place.stat().st_dev:
+        return free
+    return max(0, free - RESERVE_BYTES)
+
+
 def give_up_reserve(path: Path) -> None:
     """For a writer that finds almost nothing left."""
     if free_bytes(path.parent) < ALMOST_NOTHING:

@@ -46,9 +46,9 @@ UPLOAD_FORM = {
 }
 
 
-async def receive_upload(request: Request, storage: StorageDep) -> AsyncIterator[Upload]:
+async def receive_upload(request: Request, engine: EngineDep, storage: StorageDep) -> AsyncIterator[Upload]:
     """The upload in a file of its own, which is gone when the request ends."""
-    service.check_room(storage, request.headers.get("content-length"))
+    service.check_room(engine, storage, request.headers.get("content-length"))
     path = storage.upload(new_id("upload_"))
     form = Form(request.headers.get("content-type", ""), path, service.check_name)
     try:

@@ -6,13 +6,14 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app import blobs
-from app.disk import MAKE_SPACE, free_bytes, in_words
+from app.disk import MAKE_SPACE, in_words
 from app.errors import Conflict, Detail, DiskFull, InvalidSpec
 from app.files import repository
 from app.files.schemas import Upload
 from app.jobs import stage_runs
 from app.jobs.states import Stage
 from app.models import File
+from app.reserve import free_beside_reserve
 from app.storage import Storage
 from app.suggestions import suggest
 
@@ -26,9 +27,9 @@ def check_name(filename: str) -> None:
         raise InvalidSpec.of([Detail("file", message)])
 
 
-def check_room(storage: Storage, length: str | None) -> None:
+def check_room(engine: Engine, storage: Storage, length: str | None) -> None:
     """DiskFull for an upload that says to be larger than what is left, before any of it is read."""
-    size, free = int(length or 0), free_bytes(storage.root)
+    size, free = int(length or 0), free_beside_reserve(engine, storage.root)
     if size > free:
         raise DiskFull(f"The upload has {in_words(size)}, and the service's disk {in_words(free)} free. {MAKE_SPACE}.")
 
