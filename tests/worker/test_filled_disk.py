@@ -88,7 +88,7 @@ def test_a_full_disk_fails_each_stage_and_its_retry_succeeds(
     spec = {
         "base_model": "tiny",
         "dataset": {"file": file_id, "max_samples": 200},
-        "training": {"max_steps": 20, "max_seq_length": 64, "learning_rate": 1e-3},
+        "training": {"max_steps": 60, "max_seq_length": 64, "learning_rate": 1e-3},
         "lora": {"r": 256, "alpha": 16},
         "checkpoints": {"every_steps": 4},
         "exports": [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf", "quantization": "q8_0"}],
