@@ -16,8 +16,10 @@ from worker.training import evaluation, objectives
 @pytest.fixture
 def device_of(monkeypatch):
     """A device without memory for micro-batches of more than `rows` rows, from the `after`-th such on."""
+    whole = {objectives: objectives.target_losses, evaluation: evaluation.target_scores}
 
     def limit(rows, *, module=objectives, after=1):
+        measure = whole[module]
         seen = 0
 
         def limited(model, batch):
@@ -28,9 +30,7 @@ def device_of(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return measure(model, batch)
 
-        name = "target_scores" if module is evaluation else "target_losses"
-        measure = getattr(module, name)
-        monkeypatch.setattr(module, name, limited)
+        monkeypatch.setattr(module, measure.__name__, limited)
 
     return limit
 
