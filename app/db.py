@@ -52,14 +52,16 @@ def _make_room(connection: Connection, reserve: Path) -> None:
 
 
 @contextmanager
-def write_session(engine: Engine) -> Iterator[Session]:
-    """Commits at the end, rolls back on an exception. Objects stay readable after the commit."""
-    with Session(engine, expire_on_commit=False) as session:
+def write_session(engine: Engine, tenant_id: str | None = None) -> Iterator[Session]:
+    """Commits at the end, rolls back on an exception. Objects stay readable after the commit. Tenant: see `app.tenancy`."""
+    info = {"tenant_id": tenant_id} if tenant_id else {}
+    with Session(engine, expire_on_commit=False, info=info) as session:
         yield session
         session.commit()
 
 
 @contextmanager
-def read_session(engine: Engine) -> Iterator[Session]:
-    with Session(engine.execution_options(read_only=True), expire_on_commit=False) as session:
+def read_session(engine: Engine, tenant_id: str | None = None) -> Iterator[Session]:
+    info = {"tenant_id": tenant_id} if tenant_id else {}
+    with Session(engine.execution_options(read_only=True), expire_on_commit=False, info=info) as session:
         yield session

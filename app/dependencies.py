@@ -1,4 +1,7 @@
-"""What endpoints ask for. A writing request commits once, after its endpoint and before its answer is sent."""
+"""What endpoints ask for. A writing request commits once, after its endpoint and before its answer is sent.
+
+Sessions see what belongs to the caller's tenant: see `app.tenancy`.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
@@ -8,6 +11,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app.db import read_session, write_session
+from app.keys.scopes import Principal
 from app.settings import Settings
 from app.storage import Storage
 
@@ -29,13 +33,17 @@ def get_base_url(request: Request) -> str:
     return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
 
 
+def get_principal(request: Request) -> Principal:
+    return request.state.principal
+
+
 async def open_read_session(request: Request) -> AsyncIterator[Session]:
-    with read_session(request.app.state.engine) as session:
+    with read_session(request.app.state.engine, get_principal(request).tenant_id) as session:
         yield session
 
 
 def open_write_session(request: Request) -> Iterator[Session]:
-    with write_session(request.app.state.engine) as session:
+    with write_session(request.app.state.engine, get_principal(request).tenant_id) as session:
         yield session
 
 
@@ -43,6 +51,7 @@ EngineDep = Annotated[Engine, Depends(get_engine)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 StorageDep = Annotated[Storage, Depends(get_storage)]
 BaseUrl = Annotated[str, Depends(get_base_url)]
+Caller = Annotated[Principal, Depends(get_principal)]
 ReadSession = Annotated[Session, Depends(open_read_session, scope="function")]
 WriteSession = Annotated[Session, Depends(open_write_session, scope="function")]
 """`scope="function"` closes a session, and so commits, when the endpoint returns. By default that is after the answer: a client

@@ -12,8 +12,7 @@ from sqlmodel import Field, SQLModel
 
 from app.ids import new_id
 from app.jobs.states import EventType, JobStatus, Resource, Stage, StageStatus
-
-DEFAULT_TENANT = "default"
+from app.tenancy import DEFAULT_TENANT
 
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -10,9 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.error_handlers import render
 from app.errors import Forbidden, TunesmithError, Unauthorized
+from app.keys.scopes import EVERYTHING, SAFE_METHODS, Principal, find_scope
 from app.settings import Settings
-
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+from app.tenancy import DEFAULT_TENANT
 
 
 def is_loopback(host: str) -> bool:
@@ -44,7 +44,10 @@ def check_caller(method: str, headers: Headers) -> None:
 
 
 class Guard:
-    """ASGI middleware: with a key configured /v1 asks for it, without one the caller must be local."""
+    """ASGI middleware: leaves the caller as `principal` in the request's state, or refuses.
+
+    With a key configured all but the open paths ask for one; without, the caller must be local.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self.app = app
@@ -53,15 +56,18 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                self.check(scope)
+                scope.setdefault("state", {})["principal"] = self.find_principal(scope)
             except TunesmithError as refusal:
                 await render(refusal)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def check(self, scope: Scope) -> None:
+    def find_principal(self, scope: Scope) -> Principal | None:
         headers = Headers(scope=scope)
         if self.key is None:
             check_caller(scope["method"], headers)
-        elif scope["path"].startswith("/v1"):
+        elif find_scope(scope["method"], scope["path"]) is None:
+            return None
+        else:
             check_key(headers, self.key)
+        return Principal(DEFAULT_TENANT, EVERYTHING)

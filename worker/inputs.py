@@ -48,7 +48,7 @@ def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job
     spec = JobSpec.model_validate(asked)
     values = {}
     for param, name in spec.secrets().items():
-        value = secrets.read(session, settings, name)
+        value = secrets.read(session, settings, owner.tenant_id, name)
         if value is not None:
             values[name] = value
         elif run.stage is Stage.PREPARE or isinstance(owner, File):

@@ -6,6 +6,7 @@ from sqlmodel import Session, col, select
 from app.errors import NotFound
 from app.jobs.states import TERMINAL
 from app.models import Blob, File, Job
+from app.tenancy import owned, sees
 
 
 def get(session: Session, file_id: str) -> File:
@@ -16,7 +17,8 @@ def get(session: Session, file_id: str) -> File:
 
 
 def find(session: Session, file_id: str) -> File | None:
-    return session.get(File, file_id)
+    file = session.get(File, file_id)
+    return file if file and sees(session, file) else None
 
 
 def get_bytes(session: Session, file: File) -> int:
@@ -25,7 +27,7 @@ def get_bytes(session: Session, file: File) -> int:
 
 def page(session: Session, *, limit: int, after: str | None, purpose: str | None) -> list[tuple[File, int]]:
     """Files with their sizes, newest first: one more than `limit` where there are more."""
-    statement = select(File, Blob.bytes).join(Blob).order_by(col(File.id).desc()).limit(limit + 1)
+    statement = select(File, Blob.bytes).join(Blob).where(owned(session, File)).order_by(col(File.id).desc()).limit(limit + 1)
     if after is not None:
         statement = statement.where(File.id < after)
     if purpose is not None:

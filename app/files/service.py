@@ -16,6 +16,7 @@ from app.models import File
 from app.reserve import free_beside_reserve
 from app.storage import Storage
 from app.suggestions import suggest
+from app.tenancy import tenant_of
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv")
 PURPOSE = "fine-tune"
@@ -56,7 +57,7 @@ def create(session: Session, storage: Storage, upload: Upload) -> File:
     """Takes a whole upload into storage and queues its inspection."""
     blobs.keep(session, upload.sha256, upload.size)
     storage.ingest(upload.path, upload.sha256)
-    file = File(filename=upload.filename, purpose=PURPOSE, blob_sha256=upload.sha256)
+    file = File(tenant_id=tenant_of(session), filename=upload.filename, purpose=PURPOSE, blob_sha256=upload.sha256)
     session.add(file)
     session.flush()
     stage_runs.enqueue(session, file=file, stage=Stage.INSPECT)

@@ -5,6 +5,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from app.errors import Detail
+from app.jobs import repository as jobs
 from app.jobs.spec import JobSpec
 from app.jobs.states import TERMINAL, JobStatus
 from app.models import Job
@@ -17,7 +18,7 @@ def check_source(session: Session, spec: JobSpec) -> list[Detail]:
     """What is wrong with `from_job`: the adapter must be there, and fit the same base model."""
     if spec.from_job is None:
         return []
-    source = session.get(Job, spec.from_job)
+    source = jobs.find(session, spec.from_job)
     if source is None:
         return [Detail("from_job", f"from_job: there is no job {spec.from_job!r}. GET /v1/jobs lists the jobs.")]
     if source.status is not JobStatus.SUCCEEDED:

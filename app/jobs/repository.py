@@ -8,6 +8,7 @@ from sqlmodel import Session, col, select
 from app.errors import NotFound
 from app.jobs.states import TRANSITIONS, EventType, JobStatus
 from app.models import Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
+from app.tenancy import owned, sees
 
 
 class InvalidTransition(Exception):
@@ -16,10 +17,15 @@ class InvalidTransition(Exception):
 
 def get(session: Session, job_id: str, *, lock: bool = False) -> Job:
     """With `lock`, nobody else changes the job before the caller's transaction ends."""
-    job = session.get(Job, job_id, with_for_update=lock or None)
+    job = find(session, job_id, lock=lock)
     if job is None:
         raise NotFound(f"There is no job {job_id!r}. GET /v1/jobs lists the jobs.", param="job_id", code="job_not_found")
     return job
+
+
+def find(session: Session, job_id: str, *, lock: bool = False) -> Job | None:
+    job = session.get(Job, job_id, with_for_update=lock or None)
+    return job if job and sees(session, job) else None
 
 
 def page(
@@ -32,7 +38,7 @@ def page(
     labels: dict[str, str],
 ) -> list[Job]:
     """Newest first: one more than `limit` where there are more."""
-    statement = select(Job).order_by(col(Job.id).desc()).limit(limit + 1)
+    statement = select(Job).where(owned(session, Job)).order_by(col(Job.id).desc()).limit(limit + 1)
     if after is not None:
         statement = statement.where(Job.id < after)
     if status is not None:

@@ -17,12 +17,14 @@ from app.jobs.validation import validate
 from app.models import Job, StageRun, now
 from app.settings import Settings
 from app.storage import Storage
+from app.tenancy import tenant_of
 
 
 def create(session: Session, settings: Settings, spec: JobSpec) -> Job:
     """Queues the job's first stage. InvalidSpec, with everything that is wrong, and nothing is queued."""
     validate(session, settings, spec)
     job = Job(
+        tenant_id=tenant_of(session),
         name=spec.name,
         base_model=spec.base_model,
         priority=spec.priority,

@@ -15,6 +15,7 @@ from app.jobs.spec import JobSpec
 from app.models import File
 from app.secrets import service as secrets
 from app.settings import Settings
+from app.tenancy import tenant_of
 
 SHOWN_REFUSALS = 3
 
@@ -39,9 +40,10 @@ def read_secrets(session: Session, settings: Settings, spec: JobSpec) -> tuple[d
     """The values of the secrets that the spec names, by field, and what is wrong with the others."""
     values: dict[str, str] = {}
     missing = []
+    tenant_id = tenant_of(session)
     with read_session(session.get_bind().engine) as reading:
         for param, name in spec.secrets().items():
-            value = secrets.read(reading, settings, name)
+            value = secrets.read(reading, settings, tenant_id, name)
             if value is None:
                 message = f"{param}: there is no secret {name!r} that can be read. PUT /v1/secrets/{name} or "
                 missing.append(Detail(param, f"{message}`tunesmith secrets set {name}` stores one.", "secret_not_found"))

@@ -9,6 +9,7 @@ from app.models import Secret as SecretRow
 from app.pagination import Page, make_page
 from app.secrets import repository, schemas, service
 from app.strictness import refuse_unknown_query
+from app.tenancy import tenant_of
 
 router = APIRouter(prefix="/v1/secrets", tags=["secrets"], dependencies=[Depends(refuse_unknown_query)])
 
@@ -28,7 +29,7 @@ def put_secret(name: Name, body: schemas.SecretValue, session: WriteSession, set
 @router.get("")
 def list_secrets(session: ReadSession) -> Page[schemas.Secret]:
     """Names and times, by name."""
-    return make_page([present(secret) for secret in repository.list_all(session)])
+    return make_page([present(secret) for secret in repository.list_all(session, tenant_of(session))])
 
 
 @router.delete("/{name}")

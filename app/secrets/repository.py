@@ -3,16 +3,16 @@
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
-from app.models import DEFAULT_TENANT, Secret
+from app.models import Secret
 
 
-def find(session: Session, name: str, *, lock: bool = False) -> Secret | None:
-    statement = select(Secret).where(Secret.tenant_id == DEFAULT_TENANT, Secret.name == name)
+def find(session: Session, tenant_id: str, name: str, *, lock: bool = False) -> Secret | None:
+    statement = select(Secret).where(Secret.tenant_id == tenant_id, Secret.name == name)
     return session.exec(statement.with_for_update() if lock else statement).one_or_none()
 
 
-def get(session: Session, name: str) -> Secret:
-    secret = find(session, name)
+def get(session: Session, tenant_id: str, name: str) -> Secret:
+    secret = find(session, tenant_id, name)
     if secret is None:
         raise NotFound(
             f"There is no secret {name!r}. GET /v1/secrets lists their names.", param="name", code="secret_not_found"
@@ -20,6 +20,6 @@ def get(session: Session, name: str) -> Secret:
     return secret
 
 
-def list_all(session: Session) -> list[Secret]:
+def list_all(session: Session, tenant_id: str) -> list[Secret]:
     """By name."""
-    return list(session.exec(select(Secret).where(Secret.tenant_id == DEFAULT_TENANT).order_by(col(Secret.name))))
+    return list(session.exec(select(Secret).where(Secret.tenant_id == tenant_id).order_by(col(Secret.name))))

@@ -11,6 +11,7 @@ from app.models import Secret, now
 from app.secrets import repository
 from app.secrets.encryption import open_keys
 from app.settings import Settings
+from app.tenancy import tenant_of
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +19,9 @@ log = logging.getLogger(__name__)
 def put(session: Session, settings: Settings, name: str, value: str) -> Secret:
     """Stores a new secret, or another value under a known name."""
     encrypted = open_keys(settings).encrypt(value.encode()).decode()
-    secret = repository.find(session, name, lock=True)
+    secret = repository.find(session, tenant_of(session), name, lock=True)
     if secret is None:
-        secret = Secret(name=name, encrypted=encrypted)
+        secret = Secret(tenant_id=tenant_of(session), name=name, encrypted=encrypted)
     else:
         secret.encrypted, secret.updated_at = encrypted, now()
     session.add(secret)
@@ -30,12 +31,12 @@ def put(session: Session, settings: Settings, name: str, value: str) -> Secret:
 
 def delete(session: Session, name: str) -> None:
     """Jobs that still name it fail when their next stage asks for it."""
-    session.delete(repository.get(session, name))
+    session.delete(repository.get(session, tenant_of(session), name))
 
 
-def read(session: Session, settings: Settings, name: str) -> str | None:
-    """The value; None when there is no such secret, or no key that opens it."""
-    secret = repository.find(session, name)
+def read(session: Session, settings: Settings, tenant_id: str, name: str) -> str | None:
+    """The value; None when the tenant has no such secret, or there is no key that opens it."""
+    secret = repository.find(session, tenant_id, name)
     return None if secret is None else decrypt(open_keys(settings), secret)
 
 

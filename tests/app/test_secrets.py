@@ -44,7 +44,7 @@ def test_a_secret_is_listed_by_name_and_never_shown(client, settings, engine, ca
     assert [secret["name"] for secret in answer.json()["data"]] == ["hf", "other"]
     assert TOKEN not in answer.text
     with read_session(engine) as session:
-        assert service.read(session, settings, "hf") == TOKEN + "2"
+        assert service.read(session, settings, "default", "hf") == TOKEN + "2"
     assert TOKEN not in caplog.text
     assert TOKEN not in repr(stored(engine))
     assert not any(TOKEN.encode() in path.read_bytes() for path in settings.root.iterdir() if path.is_file())
@@ -136,8 +136,8 @@ def test_a_new_key_takes_over_what_the_old_one_encrypted(client, engine, setting
     service.renew(engine, with_keys(settings, KEYS[1], KEYS[0]))
     assert stored(engine)[0].encrypted != before
     with read_session(engine) as session:
-        assert service.read(session, with_keys(settings, KEYS[1]), "hf") == TOKEN
-        assert service.read(session, with_keys(settings, KEYS[2]), "hf") is None
+        assert service.read(session, with_keys(settings, KEYS[1]), "default", "hf") == TOKEN
+        assert service.read(session, with_keys(settings, KEYS[2]), "default", "hf") is None
     service.renew(engine, settings)
     assert "'hf'" in caplog.text
     assert TOKEN not in caplog.text

@@ -29,6 +29,7 @@ from app.models import Blob, Event, File, Job, StageRun, now
 from app.reaper import make_round
 from app.settings import Settings
 from app.storage import Storage
+from app.tenancy import DEFAULT_TENANT
 from worker.runner import Claim, Runner, begin, claim_next, keep
 from worker.settlement import Ending, Remains, settle
 
@@ -48,7 +49,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.claim: Claim | None = None
         self.zombies: list[Claim] = []
         self.deaths = 0
-        with write_session(self.engine) as session:
+        with write_session(self.engine, DEFAULT_TENANT) as session:
             session.add(Blob(sha256="0" * 64, bytes=1))
             session.flush()
             file = File(filename="rows.jsonl", purpose="fine-tune", blob_sha256="0" * 64)
@@ -132,7 +133,7 @@ class Lifecycle(RuleBasedStateMachine):
         allowed = self.expected in (JobStatus.FAILED, JobStatus.CANCELLED)
 
         def act(session: Session) -> None:
-            with read_session(self.engine) as looking:
+            with read_session(self.engine, DEFAULT_TENANT) as looking:
                 spec = service.plan_retry(looking, self.settings, self.job_id, overrides)
             service.retry(session, self.job_id, spec, overrides)
 

@@ -164,4 +164,4 @@ def test_a_stage_gets_only_what_its_spec_names_and_later_ones_do_without(supervi
     ]
     assert logs == ["[('hf', 'one')]", "[]"]
     with read_session(supervised.engine) as session:
-        assert secrets.read(session, supervised.settings, "hf") is None
+        assert secrets.read(session, supervised.settings, "default", "hf") is None
