@@ -6,7 +6,7 @@ import pytest
 from sqlmodel import select
 from supervising import Supervised, wait_until
 
-from app.db import write_session
+from app.db import read_session, write_session
 from app.jobs import repository, service
 from app.jobs.states import EventType, JobStatus, Resource, Stage, StageStatus
 from app.models import Artifact, StageRun
@@ -35,7 +35,7 @@ def control(supervised: Supervised, action: str, job_id: str) -> None:
 
 def retry(supervised: Supervised, job_id: str, **overrides: object) -> Stage | None:
     """As the endpoint does it; answers the stage that it starts from."""
-    with supervised.session() as looking:
+    with read_session(supervised.engine, "default") as looking:
         spec = service.plan_retry(looking, supervised.settings, job_id, dict(overrides))
     with write_session(supervised.engine) as session:
         return service.retry(session, job_id, spec, dict(overrides))[0].stage

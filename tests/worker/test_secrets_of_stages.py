@@ -137,7 +137,7 @@ def test_a_secret_that_was_deleted_meanwhile_fails_the_job_clearly(hub, run, cli
 
 
 def put_secret(supervised: Supervised, name: str, value: str) -> None:
-    with write_session(supervised.engine) as session:
+    with write_session(supervised.engine, "default") as session:
         secrets.put(session, supervised.settings, name, value)
 
 
@@ -151,10 +151,10 @@ def test_a_stage_gets_only_what_its_spec_names_and_later_ones_do_without(supervi
     put_secret(supervised, "other", "two")
     job_id = supervised.submit(hub_token="secret:hf")
     with supervised.working():
-        with write_session(supervised.engine) as session:
+        with write_session(supervised.engine, "default") as session:
             secrets.delete(session, "other")
         (supervised.scripts / "go").touch()
-    with write_session(supervised.engine) as session:
+    with write_session(supervised.engine, "default") as session:
         secrets.delete(session, "hf")
     supervised.work()
     assert supervised.job(job_id).status is JobStatus.SUCCEEDED
