@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LARGE = (".safetensors", ".parquet", ".bin")
-"""Files that the hub keeps apart: their SHA-256 is the ETag, and their content is on another host."""
+from hub_uploads import LARGE, Account, Uploads
 
 
 @dataclass
@@ -35,6 +34,8 @@ class Repository:
     gated: bool = False
     private: bool = False
     readers: set[str] | None = None
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were uploaded, by SHA-256, committed or not."""
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Fault:
     """What happens to the next `times` requests whose "METHOD /path" holds the pattern.
 
     They wait for `seconds`, then are answered with `status`; or as usual, but the connection breaks after `cut` bytes of the
-    body, or its last byte is wrong.
+    body, or its last byte is wrong. Or the connection breaks without an answer: `before` anything was done, or `after`.
     """
 
     pattern: str
@@ -51,6 +52,8 @@ class Fault:
     status: int | None = None
     cut: int | None = None
     corrupt: bool = False
+    breaks: str | None = None
+    retry_after: int | None = None
 
 
 class HubServer:
@@ -61,6 +64,9 @@ class HubServer:
         self.ranges: list[str] = []
         """The Range headers, in order."""
         self.tokens: set[str] = {"hf_reader"}
+        """Those that the hub knows; one that is taken out has been revoked."""
+        self.accounts: dict[str, Account] = {}
+        """By token; of a token without one, somebody who may only read."""
         self.status: int | None = None
         """Set to answer everything with this status."""
         self.faults: list[Fault] = []
@@ -91,15 +97,31 @@ class HubServer:
         readers: set[str] | None = None,
     ) -> str:
         """Commits the files, all that the repository then has, and returns the commit."""
+        if (kind, name) not in self.repositories:
+            self.tokens |= readers or set()
         repository = self.repositories.setdefault((kind, name), Repository())
         commit = hashlib.sha1(repr(sorted(files.items())).encode() + str(len(repository.commits)).encode()).hexdigest()
         repository.commits[commit] = files
         repository.branches[branch] = commit
         repository.gated, repository.private, repository.readers = gated, private, readers
-        self.tokens |= readers or set()
         return commit
 
-    def befall(self, pattern: str, **fault: float) -> None:
+    def enrol(self, token: str, **account: object) -> Account:
+        """Makes the token one of an Account of these properties."""
+        self.tokens.add(token)
+        self.accounts[token] = Account(**account)
+        return self.accounts[token]
+
+    def tokens_of(self, repo: str) -> set[str]:
+        """Who may see a private repository: who may write to it."""
+        return {token for token, account in self.accounts.items() if account.may_write(repo)}
+
+    def head(self, name: str) -> dict[str, bytes]:
+        """The files of a model repository's main branch."""
+        repository = self.repositories["models", name]
+        return repository.commits[repository.branches["main"]]
+
+    def befall(self, pattern: str, **fault: float | str) -> None:
         """Adds a Fault; the oldest that matches a request is the one that happens."""
         self.faults.append(Fault(pattern, **fault))
 
@@ -138,8 +160,9 @@ class Place:
     files: dict[str, bytes]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     hub: HubServer
     fault: Fault | None
     body: bytes
@@ -158,12 +181,17 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(self.fault.seconds)
         status = self.hub.status or (self.fault.status if self.fault else None)
         if status:
-            return self.answer(status, {"error": "out of order"})
+            pause = {"Retry-After": str(self.fault.retry_after)} if self.fault and self.fault.retry_after is not None else {}
+            return self.send(status, b"<html>out of order</html>", {"Content-Type": "text/html"} | pause)
+        if self.fault and self.fault.breaks:
+            self.close_connection = True
+            if self.fault.breaks == "before":
+                return None
         token = self.token()
         if token and token not in self.hub.tokens:
             message = {"X-Error-Message": "Invalid credentials in Authorization header"}
             return self.answer(401, {"error": "bad token"}, **message)
-        for methods, pattern, respond in self.routes:
+        for methods, pattern, respond in Uploads.routes + self.routes:
             match = re.fullmatch(pattern, address.path)
             if match and self.command in methods:
                 return respond(self, **{key: unquote(value) for key, value in match.groupdict(default="").items()})
@@ -187,11 +215,6 @@ class Handler(BaseHTTPRequestHandler):
     def may_read(self, repository: Repository) -> bool:
         readers = self.hub.tokens if repository.readers is None else repository.readers
         return self.token() in readers
-
-    def send_who(self) -> None:
-        if not self.token():
-            return self.answer(401, {"error": "no token"})
-        return self.answer(200, {"type": "user", "name": "tester", "fullname": "Tester", "orgs": [], "auth": {}})
 
     def send_info(self, kind: str, name: str, revision: str = "") -> None:
         if place := self.find(kind, name, revision):
@@ -272,6 +295,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(status, json.dumps(content).encode(), {"Content-Type": "application/json", **headers})
 
     def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if self.fault and self.fault.breaks:
+            return
         self.send_response(status)
         for key, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(key, value)
@@ -291,7 +316,6 @@ class Handler(BaseHTTPRequestHandler):
 
     REPOSITORY = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+(/[^/]+)?)"
     routes = (
-        ("GET", r"/api/whoami-v2", send_who),
         ("GET", rf"{REPOSITORY}/revision/(?P<revision>[^/]+)", send_info),
         ("GET", rf"{REPOSITORY}/refs", send_refs),
         ("GET", rf"{REPOSITORY}/tree/(?P<revision>[^/]+)(?P<path>/.*)?", send_tree),
