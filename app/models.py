@@ -209,21 +209,57 @@ class Artifact(SQLModel, table=True):
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
+class WebhookEndpoint(SQLModel, table=True):
+    """A URL that is told of what happens to its tenant's jobs."""
+
+    __tablename__ = "webhook_endpoint"
+
+    id: str = Field(primary_key=True, default_factory=lambda: new_id("wh_"))
+    tenant_id: str = Field(default=DEFAULT_TENANT, index=True)
+    name: str
+    url: str
+    event_types: list[str] = Field(sa_column=json_column())
+    encrypted_secret: str = Field(sa_type=Text, repr=False)
+    secret_hint: str
+    old_encrypted_secret: str | None = Field(default=None, sa_type=Text, repr=False)
+    """Signs too, until `old_secret_until`."""
+    old_secret_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    disabled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    disabled_reason: str | None = None
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+
+
 class WebhookDelivery(SQLModel, table=True):
-    """The outbox: written in the transaction of the transition that it tells of, sent later by the notify worker."""
+    """The outbox: written in the transaction of the transition that it tells of, sent later by the notify worker.
+
+    Outlives its job: who deletes a job that has just ended is told of its end all the same.
+    """
 
     __tablename__ = "webhook_delivery"
 
     id: str = Field(primary_key=True, default_factory=lambda: new_id("dlv_"))
     tenant_id: str = Field(default=DEFAULT_TENANT, index=True)
-    job_id: str | None = Field(default=None, sa_column=owned_by("job", nullable=True))
+    job_id: str | None = Field(
+        default=None, sa_column=Column(ForeignKey("job.id", ondelete="SET NULL"), nullable=True, index=True)
+    )
+    endpoint_id: str | None = Field(default=None, sa_column=owned_by("webhook_endpoint", nullable=True))
+    """Null for the URL that a job brought; then `secret_name` says what it is signed with."""
+    secret_name: str | None = None
     event_id: str
     event_type: str
     url: str
+    host: str
+    """Of the URL: few deliveries at a time go to one."""
     body: dict[str, Any] = Field(sa_column=json_column())
     status: str = "pending"
+    """`pending`, then `delivered` or `failed`."""
     attempts: list[dict[str, Any]] = Field(default_factory=list, sa_column=json_column())
+    tries: int = 0
+    """Since it was last queued."""
     due_at: datetime | None = Field(default=None, sa_type=UtcDateTime, index=True)
+    fence: int = 0
+    lease_until: datetime | None = Field(default=None, sa_type=UtcDateTime)
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 

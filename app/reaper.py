@@ -19,13 +19,14 @@ from sqlmodel import Session, col
 from app.db import make_engine, write_session
 from app.ids import new_id
 from app.jobs import recovery, stage_runs
-from app.jobs.states import Resource
 from app.models import Leader, StageRun, Worker
 from app.queue import ring
 from app.reserve import keep_reserve
 from app.settings import Settings, read_flags
 from app.storage import Storage
 from app.sweep import sweep
+from app.webhooks import repository as webhooks
+from app.webhooks.outbox import QUEUE
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +111,13 @@ def take_back(session: Session, run_id: str) -> None:
 
 def ring_for_waiting(session: Session, lease_seconds: float) -> None:
     """Only where somebody is idle: behind a long job, messages would pile up."""
-    waiting = stage_runs.waiting(session)
+    waiting: set[str] = set(stage_runs.waiting(session))
+    if webhooks.has_due(session):
+        waiting.add(QUEUE)
     if waiting:
         alive_since = stage_runs.read_clock(session) - timedelta(seconds=lease_seconds)
-        for queue in stage_runs.idle_queues(session, alive_since) & set(waiting):
-            ring(session, Resource(queue))
+        for queue in stage_runs.idle_queues(session, alive_since) & waiting:
+            ring(session, queue)
 
 
 def forget_workers(session: Session, lease_seconds: float) -> None:

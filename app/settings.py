@@ -7,11 +7,13 @@ from argparse import ArgumentParser
 from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 LONGEST_SOCKET_PATH = 100
 """In bytes; the kernels' limits are 104 and 108."""
@@ -36,6 +38,13 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60, gt=0)
     reaper_seconds: float = Field(default=10, gt=0)
     device_memory_bytes: int | None = Field(default=None, gt=0)
+    webhook_allow_cidrs: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks that webhooks may be sent to although they are not public, as in `10.0.0.0/8,fd00::/8`."""
+
+    @field_validator("webhook_allow_cidrs", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("secret_key")
     @classmethod
@@ -51,6 +60,12 @@ class Settings(BaseSettings):
     def root(self) -> Path:
         """The data folder, absolute."""
         return self.data_dir.expanduser().resolve()
+
+    @property
+    def address(self) -> str:
+        """What absolute URLs begin with where no request tells, without a slash at the end."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
 
     @property
     def database(self) -> str:

@@ -7,25 +7,29 @@ publications and other sweeps. Folders come after their row, and an upload is wr
 import logging
 import time
 from contextlib import suppress
+from datetime import timedelta
 
 from sqlalchemy import Engine
 
 from app import blobs
 from app.db import read_session, write_session
 from app.jobs.tidying import tidy
-from app.models import File, Job
+from app.models import File, Job, now
 from app.storage import Storage
+from app.webhooks import repository as webhooks
 
 log = logging.getLogger(__name__)
 
 SAFE_AGE_SECONDS = 3600.0
 """Content that came in, and uploads that grew, within this time are in use."""
+DELIVERIES_KEPT_DAYS = 30
 
 
 def sweep(engine: Engine, storage: Storage) -> None:
     remove_stale_uploads(storage)
     sweep_folders(engine, storage)
     sweep_blobs(engine, storage)
+    sweep_deliveries(engine)
 
 
 def remove_stale_uploads(storage: Storage) -> None:
@@ -65,3 +69,9 @@ def sweep_blobs(engine: Engine, storage: Storage) -> None:
     if dropped or strays:
         log.info("removing %d blobs that nothing names", len({*dropped, *strays}))
         blobs.remove_dropped(engine, storage, {*dropped, *strays})
+
+
+def sweep_deliveries(engine: Engine) -> None:
+    """The log of webhooks that were sent or given up long ago."""
+    with write_session(engine) as session:
+        webhooks.forget_deliveries(session, now() - timedelta(days=DELIVERIES_KEPT_DAYS))

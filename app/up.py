@@ -112,7 +112,7 @@ class Service:
                 return False
         for worker in self._workers:
             worker.start()
-        say(f"listening on {address(self._settings)}")
+        say(f"listening on {self._settings.address}")
         return True
 
     def _watch(self) -> None:
@@ -153,11 +153,6 @@ def answers(settings: Settings) -> bool:
         return False
     finally:
         connection.close()
-
-
-def address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return settings.public_url or f"http://{host}:{settings.port}"
 
 
 def read_end(log: Path, lines: int = 15) -> str:

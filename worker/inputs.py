@@ -6,7 +6,7 @@ from typing import Any
 from sqlmodel import Session
 
 from app.jobs import stage_runs
-from app.jobs.spec import JobSpec, merged
+from app.jobs.spec import WEBHOOK_SECRET, JobSpec, merged
 from app.jobs.states import FailureCode, Stage, StageStatus
 from app.models import File, Job, StageRun
 from app.secrets import service as secrets
@@ -37,7 +37,7 @@ def build_request(session: Session, settings: Settings, storage: Storage, run: S
 
 
 def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job | File) -> dict[str, str]:
-    """The values of those secrets that the job's spec names, by name. StageFailure when `prepare` lacks one.
+    """The values of those secrets that the job's spec names for its stages, by name. StageFailure when `prepare` lacks one.
 
     Later stages go on without: what they need of the hub is in the cache, and hours of training may hang on it.
     """
@@ -48,6 +48,8 @@ def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job
     spec = JobSpec.model_validate(asked)
     values = {}
     for param, name in spec.secrets().items():
+        if param == WEBHOOK_SECRET:
+            continue
         value = secrets.read(session, settings, owner.tenant_id, name)
         if value is not None:
             values[name] = value

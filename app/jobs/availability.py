@@ -13,7 +13,6 @@ LATER: list[tuple[str, Any, Test]] = [
     # the field, what it must be instead, whether the spec asks for more
     ("training.memory", "auto", lambda spec: spec.training.memory == "low"),
     ("publish", [], lambda spec: bool(spec.publish)),
-    ("webhook", None, lambda spec: spec.webhook is not None),
     ("preemptible", False, lambda spec: spec.preemptible),
     ("gpus", 1, lambda spec: spec.gpus != 1),
     ("from_checkpoint", None, lambda spec: spec.from_checkpoint is not None),

@@ -9,6 +9,7 @@ from app.errors import NotFound
 from app.jobs.states import TRANSITIONS, EventType, JobStatus
 from app.models import Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
 from app.tenancy import owned, sees
+from app.webhooks import outbox
 
 
 class InvalidTransition(Exception):
@@ -80,12 +81,13 @@ def set_status(session: Session, job: Job, status: JobStatus, message: str, data
 
 
 def record_event(session: Session, job: Job, type: EventType, message: str, data: dict[str, Any] | None = None) -> Event:
-    """Numbered by the database, so that two writers never give the same number."""
+    """Numbered by the database, so that two writers never give the same number; webhooks that tell of it are queued."""
     session.flush()
     statement = update(Job).where(col(Job.id) == job.id).values(event_count=Job.event_count + 1).returning(col(Job.event_count))
     number = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one()
     event = Event(job_id=job.id, tenant_id=job.tenant_id, number=number, type=type, message=message, data=data or {})
     session.add(event)
+    outbox.announce(session, job, event)
     return event
 
 

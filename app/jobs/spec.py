@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.jobs.states import Stage
+from app.webhooks.events import DEFAULT_EVENTS, WebhookEvent
 
 SPEC_VERSION = 1
 BUILT_IN_MODEL = "smollm2-135m-instruct"
@@ -21,6 +22,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 SECRET_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # noqa: S105 — of names
 SECRET_PREFIX = "secret:"  # noqa: S105 — of a name
+WEBHOOK_SECRET = "webhook.secret"  # noqa: S105 — a field's path
+"""Whose secret no stage is given."""
 
 
 def check_reference(text: str) -> str:
@@ -130,6 +133,15 @@ class EarlyStopping(SpecModel):
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
 
 
+class JobWebhook(SpecModel):
+    """A URL that is told of this job, beside the endpoints of its tenant. `secret` names the key that its messages are signed
+    with, `whsec_` and 24 to 64 bytes in base64."""
+
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+    event_types: Annotated[list[WebhookEvent], Field(min_length=1, max_length=len(WebhookEvent))] = list(DEFAULT_EVENTS)
+    secret: SecretReference
+
+
 class AdapterExport(SpecModel):
     kind: Literal["adapter"] = "adapter"
 
@@ -164,7 +176,7 @@ class JobSpec(SpecModel):
     evaluation: Evaluation = Evaluation()
     exports: Annotated[list[Export], Field(min_length=1, max_length=16)] = [AdapterExport(), MergedExport(), GgufExport()]
     publish: list[dict] = []
-    webhook: dict | None = None
+    webhook: JobWebhook | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     preemptible: bool = False
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
@@ -174,7 +186,8 @@ class JobSpec(SpecModel):
 
     def secrets(self) -> dict[str, str]:
         """The name of each secret that this spec needs, by the field that names it."""
-        return {"hub_token": self.hub_token.removeprefix(SECRET_PREFIX)} if self.hub_token else {}
+        named = {"hub_token": self.hub_token, WEBHOOK_SECRET: self.webhook and self.webhook.secret}
+        return {param: reference.removeprefix(SECRET_PREFIX) for param, reference in named.items() if reference}
 
     def exports_of(self, kind: str) -> list[Export]:
         return [export for export in self.exports if export.kind == kind]

@@ -11,11 +11,13 @@ from app.errors import Detail, InvalidSpec
 from app.files import repository as files
 from app.jobs import lineage
 from app.jobs.availability import check_available, check_combinations, check_form
-from app.jobs.spec import JobSpec
+from app.jobs.spec import WEBHOOK_SECRET, JobSpec
 from app.models import File
 from app.secrets import service as secrets
 from app.settings import Settings
 from app.tenancy import tenant_of
+from app.webhooks.addresses import UnsafeTarget, parse_url
+from app.webhooks.signing import is_secret
 
 SHOWN_REFUSALS = 3
 
@@ -32,6 +34,7 @@ def validate(session: Session, settings: Settings, spec: JobSpec) -> None:
         if (file_id := getattr(spec.dataset, field)) is not None:
             details += check_file(files.find(session, file_id), file_id, spec, f"dataset.{field}")
     details += lineage.check_source(session, spec)
+    details += check_webhook(settings, spec, values.get(WEBHOOK_SECRET))
     if details:
         raise InvalidSpec.of(details)
 
@@ -58,6 +61,21 @@ def check_names(settings: Settings, spec: JobSpec, token: str | None) -> list[De
     if spec.dataset.hub is not None:
         problems.append(hub.check_data_set(spec.dataset.hub.repo, spec.dataset.hub.revision, token))
     return [problem for problem in problems if problem is not None]
+
+
+def check_webhook(settings: Settings, spec: JobSpec, key: str | None) -> list[Detail]:
+    """What is wrong with the URL's form, or with the key of that name."""
+    if spec.webhook is None:
+        return []
+    details = []
+    try:
+        parse_url(spec.webhook.url, settings.webhook_allow_cidrs)
+    except UnsafeTarget as problem:
+        details.append(Detail("webhook.url", f"webhook.url: {problem}."))
+    if key is not None and not is_secret(key):
+        message = f"{WEBHOOK_SECRET}: the secret does not hold whsec_ and 24 to 64 bytes in base64; "
+        details.append(Detail(WEBHOOK_SECRET, f'{message}`echo "whsec_$(openssl rand -base64 32)"` makes such a key.'))
+    return details
 
 
 def check_file(file: File | None, file_id: str, spec: JobSpec, param: str) -> list[Detail]:

@@ -37,12 +37,12 @@ def delete(session: Session, name: str) -> None:
 def read(session: Session, settings: Settings, tenant_id: str, name: str) -> str | None:
     """The value; None when the tenant has no such secret, or there is no key that opens it."""
     secret = repository.find(session, tenant_id, name)
-    return None if secret is None else decrypt(open_keys(settings), secret)
+    return None if secret is None else unseal(open_keys(settings), secret.encrypted)
 
 
-def decrypt(keys: MultiFernet, secret: Secret) -> str | None:
+def unseal(keys: MultiFernet, encrypted: str) -> str | None:
     try:
-        return keys.decrypt(secret.encrypted).decode()
+        return keys.decrypt(encrypted).decode()
     except InvalidToken:
         return None
 
