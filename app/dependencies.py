@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app.db import read_session, write_session
+from app.keys.keyring import Keyring
 from app.keys.scopes import Principal
 from app.settings import Settings
 from app.storage import Storage
@@ -33,6 +34,10 @@ def get_base_url(request: Request) -> str:
     return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
 
 
+def get_keyring(request: Request) -> Keyring:
+    return request.app.state.keyring
+
+
 def get_principal(request: Request) -> Principal:
     return request.state.principal
 
@@ -51,6 +56,7 @@ EngineDep = Annotated[Engine, Depends(get_engine)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 StorageDep = Annotated[Storage, Depends(get_storage)]
 BaseUrl = Annotated[str, Depends(get_base_url)]
+KeyringDep = Annotated[Keyring, Depends(get_keyring)]
 Caller = Annotated[Principal, Depends(get_principal)]
 ReadSession = Annotated[Session, Depends(open_read_session, scope="function")]
 WriteSession = Annotated[Session, Depends(open_write_session, scope="function")]

@@ -14,11 +14,13 @@ import app.files.endpoints
 import app.health.endpoints
 import app.jobs.endpoints
 import app.jobs.history_endpoints
+import app.keys.endpoints
 import app.secrets.endpoints
 import app.workers.endpoints
 from app import error_handlers
 from app.body_limit import BodyLimit
 from app.db import make_engine
+from app.keys.keyring import Keyring
 from app.migration import migrate
 from app.reaper import Reaper
 from app.request_ids import RequestIds
@@ -39,6 +41,7 @@ ROUTERS = (
     app.files.endpoints.native_router,
     app.base_models.endpoints.router,
     app.secrets.endpoints.router,
+    app.keys.endpoints.router,
     app.workers.endpoints.router,
     app.health.endpoints.router,
 )
@@ -64,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     attach(service, settings)
     service.add_middleware(BodyLimit, default=MAX_BODY_BYTES, by_path={"/v1/files": MAX_UPLOAD_BYTES})
-    service.add_middleware(Guard, settings=settings)
+    service.add_middleware(Guard)
     service.add_middleware(RequestIds)
     error_handlers.install(service)
     for router in ROUTERS:
@@ -77,16 +80,26 @@ def attach(service: FastAPI, settings: Settings) -> None:
     service.state.settings = settings
     service.state.engine = make_engine(settings.database)
     service.state.storage = Storage(settings.root)
+    service.state.keyring = Keyring(service.state.engine, settings.bootstrap_key)
 
 
 def main() -> None:
     settings = read_flags("tunesmith api")
-    if settings.bootstrap_key is None and not is_loopback(settings.host):
+    if not is_loopback(settings.host) and not has_key(settings):
         sys.exit(
-            f"Without a key the server listens on loopback only, not on {settings.host}. "
-            "Set TUNESMITH_BOOTSTRAP_KEY, which clients then send as a bearer token, or TUNESMITH_HOST=127.0.0.1."
+            f"Without a key the server listens on loopback only, not on {settings.host}. `tunesmith keys create --local` makes "
+            "one, which clients then send as a bearer token; or set TUNESMITH_BOOTSTRAP_KEY, or TUNESMITH_HOST=127.0.0.1."
         )
     uvicorn.run(create_app(settings), host=settings.host, port=settings.port, timeout_graceful_shutdown=5, server_header=False)
+
+
+def has_key(settings: Settings) -> bool:
+    engine = make_engine(settings.database)
+    migrate(engine)
+    keyring = Keyring(engine, settings.bootstrap_key)
+    keyring.refresh()
+    engine.dispose()
+    return not keyring.is_empty
 
 
 if __name__ == "__main__":

@@ -276,6 +276,24 @@ class Secret(SQLModel, table=True):
     updated_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
 
 
+class ApiKey(SQLModel, table=True):
+    """Whoever has the key acts for the tenant. Only its hash is stored."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (UniqueConstraint("sha256"),)
+
+    id: str = Field(primary_key=True, default_factory=lambda: new_id("key_"))
+    tenant_id: str = DEFAULT_TENANT
+    name: str | None = None
+    sha256: str = Field(repr=False)
+    hint: str
+    scopes: list[str] = Field(sa_column=json_column())
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
+    expires_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    revoked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    last_used_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
 class Worker(SQLModel, table=True):
     """A worker process, alive while its heartbeat is fresh."""
 

@@ -150,6 +150,16 @@ class Client:
     def delete_secret(self, name: str) -> None:
         self._send("DELETE", f"/v1/secrets/{quote(name, safe='')}")
 
+    def keys(self) -> list[dict[str, Any]]:
+        return self._json("GET", "/v1/keys")["data"]
+
+    def create_key(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Its `key` is shown here and never again."""
+        return self._json("POST", "/v1/keys", json=wanted)
+
+    def revoke_key(self, key_id: str) -> None:
+        self._send("DELETE", f"/v1/keys/{quote(key_id, safe='')}")
+
     def models(self) -> list[dict[str, Any]]:
         return self._json("GET", "/v1/models")["data"]
 
