@@ -137,6 +137,8 @@ def walk(location: list[Any], openapi: dict[str, Any], schema: dict[str, Any]) -
         elif tagged := [choice for choice in choices if is_tagged(choice, step)]:
             schema = tagged[0]
             continue
+        elif names_alternative(choices, step):
+            continue
         else:
             following = [choice["properties"][step] for choice in choices if step in choice.get("properties", {})]
         path.append(step)
@@ -150,6 +152,13 @@ def expand(schema: dict[str, Any], openapi: dict[str, Any]) -> list[dict[str, An
         return expand(openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], openapi)
     alternatives = schema.get("anyOf", []) + schema.get("oneOf", [])
     return [found for one in alternatives for found in expand(one, openapi)] if alternatives else [schema]
+
+
+def names_alternative(choices: list[dict[str, Any]], step: str) -> bool:
+    """Whether the step is no field but says which of several types was tried: a model by its name, or what has no fields."""
+    return any(choice.get("title") == step for choice in choices) or not any(
+        choice.get("type") == "object" for choice in choices
+    )
 
 
 def is_tagged(choice: dict[str, Any], tag: str) -> bool:

@@ -9,12 +9,13 @@ import uvicorn
 from fastapi import FastAPI
 
 import app.artifacts.endpoints
-import app.base_models.endpoints
 import app.files.endpoints
 import app.health.endpoints
 import app.jobs.endpoints
 import app.jobs.history_endpoints
 import app.keys.endpoints
+import app.openai.endpoints
+import app.openai.models
 import app.secrets.endpoints
 import app.workers.endpoints
 from app import error_handlers
@@ -39,7 +40,8 @@ ROUTERS = (
     app.artifacts.endpoints.router,
     app.files.endpoints.router,
     app.files.endpoints.native_router,
-    app.base_models.endpoints.router,
+    app.openai.endpoints.router,
+    app.openai.models.router,
     app.secrets.endpoints.router,
     app.keys.endpoints.router,
     app.workers.endpoints.router,

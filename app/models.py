@@ -106,6 +106,8 @@ class File(SQLModel, table=True):
     filename: str
     purpose: str
     blob_sha256: str = Field(sa_column=Column(ForeignKey("blob.sha256"), nullable=False, index=True))
+    job_id: str | None = Field(default=None, sa_column=owned_by("job", nullable=True))
+    """The job whose result it is; null for an upload."""
     status: str = "uploaded"
     """`uploaded`, then `processed` or `error` when a cpu worker has read it."""
     status_details: str | None = None

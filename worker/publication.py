@@ -12,6 +12,7 @@ from app import blobs
 from app.jobs import recovery, stage_runs
 from app.jobs import repository as jobs
 from app.jobs.keys import stage_keys
+from app.jobs.results import write_results
 from app.jobs.spec import JobSpec, plan
 from app.jobs.states import EventType, JobStatus
 from app.models import Artifact, File, Job, StageRun, now
@@ -35,16 +36,17 @@ def publish_stage(session: Session, storage: Storage, job: Job, run: StageRun, o
     jobs.record_event(session, job, EventType.STAGE_FINISHED, f"Stage {run.stage} finished.", data)
     job.progress = (job.progress or {}) | {"message": None}
     session.add(job)
-    go_on(session, job, run)
+    go_on(session, storage, job, run)
 
 
-def go_on(session: Session, job: Job, run: StageRun) -> None:
+def go_on(session: Session, storage: Storage, job: Job, run: StageRun) -> None:
     """What was finished although the job was to be cancelled stays, and no other stage starts."""
     stages = plan(JobSpec.model_validate(job.spec))
     rest = stages[stages.index(run.stage) + 1 :]
     if rest:
         job.stage = rest[0]
     elif not job.cancel_requested_at:
+        write_results(session, storage, job)
         jobs.set_status(session, job, JobStatus.SUCCEEDED, "The job succeeded.")
         return
     if not recovery.heed(session, job):

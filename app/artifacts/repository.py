@@ -23,6 +23,11 @@ def get(session: Session, job_id: str, name: str) -> Artifact:
     return artifact
 
 
+def find_owners(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Those of the jobs that have artifacts."""
+    return set(session.exec(select(Artifact.job_id).where(col(Artifact.job_id).in_(job_ids)).distinct()))
+
+
 def remove(session: Session, job_id: str, names: Collection[str]) -> set[str]:
     """Deletes the rows; answers the hashes that they named."""
     statement = delete(Artifact).where(col(Artifact.job_id) == job_id, col(Artifact.name).in_(names))

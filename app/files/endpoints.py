@@ -1,7 +1,7 @@
 """/v1/files: in OpenAI's shape, and what OpenAI has not, the report on a file."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
@@ -72,9 +72,16 @@ def create_file(upload: Annotated[Upload, Depends(receive_upload)], session: Wri
 
 
 @router.get("")
-def list_files(session: ReadSession, limit: Limit = 20, after: After = None, purpose: str | None = None) -> Page[File]:
+def list_files(
+    session: ReadSession,
+    limit: Limit = 20,
+    after: After = None,
+    purpose: str | None = None,
+    order: Literal["asc", "desc"] = "desc",
+) -> Page[File]:
+    """Newest first, or oldest first with `order=asc`."""
     limit = min(limit, MAX_LIMIT)
-    rows = repository.page(session, limit=limit, after=after, purpose=purpose)
+    rows = repository.page(session, limit=limit, after=after, purpose=purpose, newest_first=order == "desc")
     return make_page([File.of(row, size) for row, size in rows], limit)
 
 

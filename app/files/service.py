@@ -83,6 +83,8 @@ def remove_content(engine: Engine, storage: Storage, file_id: str, sha256: str) 
 
 
 def check_report(file: File) -> None:
-    """InvalidSpec when the file could not be read; its report is then all that the status says."""
+    """InvalidSpec when the file could not be read; its report is then all that the status says. A job's results have none."""
+    if file.job_id is not None:
+        raise InvalidSpec("This file holds the results of a job; there is no report on it.", param="file_id")
     if file.status == "error":
         raise InvalidSpec(file.status_details or "The file could not be read.", param="file_id", code="dataset_invalid")

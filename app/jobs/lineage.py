@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from app.artifacts import repository as artifacts
 from app.errors import Detail
 from app.jobs import repository as jobs
 from app.jobs.spec import JobSpec
@@ -23,6 +24,8 @@ def check_source(session: Session, spec: JobSpec) -> list[Detail]:
         return [Detail("from_job", f"from_job: there is no job {spec.from_job!r}. GET /v1/jobs lists the jobs.")]
     if source.status is not JobStatus.SUCCEEDED:
         return [Detail("from_job", f"from_job: {source.id} is {source.status}; only a job that succeeded has an adapter.")]
+    if not artifacts.find_owners(session, [source.id]):
+        return [Detail("from_job", f"from_job: the model of {source.id} was deleted, and its adapter with it.")]
     before = JobSpec.model_validate(source.spec)
     details = []
     if spec.base_model != before.base_model:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from sqlalchemy import delete, update
+from sqlalchemy import ColumnElement, delete, exists, update
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
 from app.jobs.states import TRANSITIONS, EventType, JobStatus
-from app.models import Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
+from app.models import Artifact, Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
 from app.tenancy import owned, sees
 from app.webhooks import outbox
 
@@ -34,11 +34,12 @@ def page(
     *,
     limit: int,
     after: str | None,
-    status: JobStatus | None,
-    base_model: str | None,
+    status: JobStatus | None = None,
+    base_model: str | None = None,
     labels: dict[str, str],
+    unlabelled: bool = False,
 ) -> list[Job]:
-    """Newest first: one more than `limit` where there are more."""
+    """Newest first: one more than `limit` where there are more. `unlabelled`: only jobs without labels."""
     statement = select(Job).where(owned(session, Job)).order_by(col(Job.id).desc()).limit(limit + 1)
     if after is not None:
         statement = statement.where(Job.id < after)
@@ -49,6 +50,8 @@ def page(
     for key, value in labels.items():
         labelled = select(JobLabel.job_id).where(JobLabel.key == key, JobLabel.value == value)
         statement = statement.where(col(Job.id).in_(labelled))
+    if unlabelled:
+        statement = statement.where(~exists().where(col(JobLabel.job_id) == col(Job.id)))
     return list(session.exec(statement))
 
 
@@ -101,6 +104,12 @@ def events(session: Session, job_id: str, *, after: int = 0, limit: int | None =
     return list(session.exec(statement if limit is None else statement.limit(limit + 1)))
 
 
+def newest_events(session: Session, job_id: str, *, before: int | None, limit: int) -> list[Event]:
+    """Newest first, from the number before `before`: one more than `limit` where there are more."""
+    statement = select(Event).where(Event.job_id == job_id).order_by(col(Event.number).desc()).limit(limit + 1)
+    return list(session.exec(statement if before is None else statement.where(Event.number < before)))
+
+
 def metric_chunks(session: Session, job_id: str) -> list[MetricChunk]:
     """In the order in which they were written."""
     return list(session.exec(select(MetricChunk).where(MetricChunk.job_id == job_id).order_by(col(MetricChunk.id))))
@@ -118,3 +127,22 @@ def checkpoints(session: Session, job_id: str) -> list[tuple[Checkpoint, StageRu
     statement = select(Checkpoint, StageRun).join(StageRun).where(Checkpoint.job_id == job_id)
     statement = statement.order_by(col(Checkpoint.step), col(Checkpoint.created_at))
     return [(checkpoint, run) for checkpoint, run in session.exec(statement)]
+
+
+def newest_checkpoints(session: Session, job_id: str, *, before: str | None, limit: int) -> list[Checkpoint]:
+    """Newest first, from the one before the id `before`: one more than `limit` where there are more."""
+    statement = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(col(Checkpoint.id).desc()).limit(limit + 1)
+    return list(session.exec(statement if before is None else statement.where(Checkpoint.id < before)))
+
+
+def jobs_with_models(session: Session) -> list[Job]:
+    """Those that succeeded and whose artifacts are still there, newest first."""
+    return list(session.exec(select(Job).where(owned(session, Job), has_model()).order_by(col(Job.id).desc())))
+
+
+def find_with_model(session: Session, job_id: str) -> Job | None:
+    return session.exec(select(Job).where(owned(session, Job), has_model(), Job.id == job_id)).first()
+
+
+def has_model() -> ColumnElement[bool]:
+    return (col(Job.status) == JobStatus.SUCCEEDED) & exists().where(col(Artifact.job_id) == col(Job.id))

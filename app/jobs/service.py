@@ -9,6 +9,7 @@ from sqlmodel import Session
 from app import blobs
 from app.artifacts import repository as artifacts
 from app.errors import Conflict, Detail, InvalidSpec, NotAvailable
+from app.files import repository as files
 from app.jobs import lineage, recovery, repository, stage_runs
 from app.jobs.keys import stage_keys
 from app.jobs.spec import SPEC_VERSION, JobSpec, count_warmup, merged
@@ -164,12 +165,25 @@ def delete(session: Session, job_id: str) -> set[str]:
         raise Conflict(
             f"{job_id} is running. POST /v1/jobs/{job_id}/cancel stops it first.", param="job_id", code="job_running"
         )
+    refuse_successor(session, job_id)
+    hashes = {artifact.blob_sha256 for artifact, _ in artifacts.list_of(session, [job_id])} | files.hashes_of(session, job_id)
+    session.delete(job)
+    blobs.drop_unused(session, hashes)
+    return hashes
+
+
+def refuse_successor(session: Session, job_id: str) -> None:
     successor = lineage.find_successor(session, job_id)
     if successor is not None:
         message = f"{successor} starts from this job's adapter. Cancel that job or wait for its end."
         raise Conflict(message, param="job_id", code="job_in_use")
-    hashes = {artifact.blob_sha256 for artifact, _ in artifacts.list_of(session, [job_id])}
-    session.delete(job)
+
+
+def delete_model(session: Session, job_id: str) -> set[str]:
+    """Of a job that succeeded: removes its artifacts and keeps what is known of it; the hashes are for `remove_content`."""
+    refuse_successor(session, job_id)
+    names = [artifact.name for artifact, _ in artifacts.list_of(session, [job_id])]
+    hashes = artifacts.remove(session, job_id, names)
     blobs.drop_unused(session, hashes)
     return hashes
 

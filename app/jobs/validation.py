@@ -83,6 +83,9 @@ def check_file(file: File | None, file_id: str, spec: JobSpec, param: str) -> li
     if file is None:
         message = f"{param}: there is no file {file_id!r}. POST /v1/files uploads one and answers its id."
         return [Detail(param, message, "dataset_not_found")]
+    if file.job_id is not None:
+        message = f"{param}: {file_id} holds the results of a job; name an uploaded data set."
+        return [Detail(param, message, "dataset_invalid")]
     if file.status == "error":
         return [Detail(param, f"{param}: the file cannot be read: {file.status_details}", "dataset_invalid")]
     report = file.report

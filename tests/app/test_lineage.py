@@ -10,10 +10,11 @@ LORA = {"r": 8, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.fixture
-def source(submit, take_up, end_job):
+def source(submit, take_up, end_job, make_artifact):
     """A job that has succeeded."""
     job = submit(lora=LORA)
     take_up(job["id"])
+    make_artifact(job["id"], "adapter/adapter_model.safetensors", b"weights")
     end_job(job["id"], JobStatus.SUCCEEDED)
     return job
 
