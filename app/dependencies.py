@@ -6,15 +6,27 @@ Sessions see what belongs to the caller's tenant: see `app.tenancy`.
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from sqlalchemy import Engine
 from sqlmodel import Session
 
 from app.db import read_session, write_session
+from app.idempotency import Once
 from app.keys.keyring import Keyring
 from app.keys.scopes import Principal
 from app.settings import Settings
 from app.storage import Storage
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]+$",
+        description="A name for this request: sent again with the same body within a day, it makes nothing new.",
+    ),
+]
 
 
 def get_engine(request: Request) -> Engine:
@@ -32,6 +44,11 @@ def get_storage(request: Request) -> Storage:
 def get_base_url(request: Request) -> str:
     """What absolute URLs begin with, without a slash at the end."""
     return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def get_once(request: Request, key: IdempotencyKey = None) -> Once:
+    state = request.app.state
+    return Once(state.engine, get_principal(request).tenant_id, f"{request.method} {request.url.path}", key)
 
 
 def get_keyring(request: Request) -> Keyring:
@@ -57,6 +74,7 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 StorageDep = Annotated[Storage, Depends(get_storage)]
 BaseUrl = Annotated[str, Depends(get_base_url)]
 KeyringDep = Annotated[Keyring, Depends(get_keyring)]
+OnceDep = Annotated[Once, Depends(get_once)]
 Caller = Annotated[Principal, Depends(get_principal)]
 ReadSession = Annotated[Session, Depends(open_read_session, scope="function")]
 WriteSession = Annotated[Session, Depends(open_write_session, scope="function")]

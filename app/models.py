@@ -296,6 +296,19 @@ class ApiKey(SQLModel, table=True):
     last_used_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
+class IdempotentRequest(SQLModel, table=True):
+    """A request that named itself by an `Idempotency-Key`, and what it made."""
+
+    __tablename__ = "idempotent_request"
+
+    tenant_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    digest: str
+    """SHA-256 of the operation and the body."""
+    resource_id: str
+    created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime, index=True)
+
+
 class Worker(SQLModel, table=True):
     """A worker process, alive while its heartbeat is fresh."""
 

@@ -1,8 +1,8 @@
-"""What this build does not act on is refused, never accepted and ignored: unknown query parameters, `Idempotency-Key`."""
+"""What this build does not act on is refused, never accepted and ignored: unknown query parameters."""
 
 from fastapi import Request
 
-from app.errors import Detail, InvalidSpec, NotAvailable
+from app.errors import Detail, InvalidSpec
 from app.suggestions import suggest
 
 
@@ -17,11 +17,4 @@ def refuse_unknown_query(request: Request) -> None:
     if unknown:
         raise InvalidSpec.of(
             [Detail(name, f"{name}: there is no such query parameter; {suggest(name, known)}") for name in unknown]
-        )
-
-
-def refuse_idempotency_key(request: Request) -> None:
-    if "idempotency-key" in request.headers:
-        raise NotAvailable(
-            "Idempotency-Key is not available in this version; send the request without it.", param="Idempotency-Key"
         )

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from app import blobs
+from app import blobs, idempotency
 from app.db import read_session, write_session
 from app.jobs.tidying import tidy
 from app.models import File, Job, now
@@ -29,6 +29,7 @@ def sweep(engine: Engine, storage: Storage) -> None:
     remove_stale_uploads(storage)
     sweep_folders(engine, storage)
     sweep_blobs(engine, storage)
+    idempotency.forget_old(engine)
     sweep_deliveries(engine)
 
 

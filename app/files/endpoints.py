@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
-from app.dependencies import EngineDep, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.downloads import send_blob
 from app.error_handlers import refuse_with_400
 from app.files import repository, service, tokenised
@@ -17,7 +17,7 @@ from app.jobs import stage_runs
 from app.jobs.states import Stage
 from app.models import StageRun
 from app.pagination import After, Limit, Page, make_page
-from app.strictness import refuse_idempotency_key, refuse_unknown_query
+from app.strictness import refuse_unknown_query
 
 MAX_LIMIT = 10_000
 
@@ -61,14 +61,14 @@ async def receive_upload(request: Request, engine: EngineDep, storage: StorageDe
         path.unlink()
 
 
-@router.post(
-    "",
-    openapi_extra={"requestBody": UPLOAD_FORM},
-    dependencies=[Depends(refuse_idempotency_key)],
-)
-def create_file(upload: Annotated[Upload, Depends(receive_upload)], session: WriteSession, storage: StorageDep) -> File:
+@router.post("", openapi_extra={"requestBody": UPLOAD_FORM})
+def create_file(
+    upload: Annotated[Upload, Depends(receive_upload)], session: WriteSession, storage: StorageDep, once: OnceDep
+) -> File:
     """Streams the file to disk; it is visible only when it is whole. A worker then reads it and writes its report."""
-    return File.of(service.create(session, storage, upload), upload.size)
+    body = f"{upload.sha256} {upload.filename}"
+    file_id = once.run(session, body, lambda: service.create(session, storage, upload).id)
+    return File.of(repository.get(session, file_id), upload.size)
 
 
 @router.get("")

@@ -7,13 +7,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError, WithJsonSchema
 
 from app import blobs
-from app.dependencies import BaseUrl, EngineDep, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import BaseUrl, EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.jobs import repository, schemas, service
 from app.jobs.presentation import present, present_all
 from app.jobs.spec import JobSpec
 from app.jobs.states import JobStatus
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
-from app.strictness import refuse_idempotency_key, refuse_unknown_query
+from app.strictness import refuse_unknown_query
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
 
@@ -35,12 +35,13 @@ def read_labels(request: Request) -> dict[str, str]:
     return {name.removeprefix("label."): value for name, value in request.query_params.items() if name.startswith("label.")}
 
 
-@router.post("", status_code=201, dependencies=[Depends(refuse_idempotency_key)])
+@router.post("", status_code=201)
 def create_job(
-    spec: JobSpec, session: WriteSession, settings: SettingsDep, base_url: BaseUrl, response: Response
+    spec: JobSpec, session: WriteSession, settings: SettingsDep, base_url: BaseUrl, once: OnceDep, response: Response
 ) -> schemas.Job:
     """Checks the whole spec and queues the job. 422 names every field that is wrong, and nothing is queued."""
-    job = service.create(session, settings, spec)
+    job_id = once.run(session, spec.model_dump_json(), lambda: service.create(session, settings, spec).id)
+    job = repository.get(session, job_id)
     response.headers["location"] = f"{base_url}/v1/jobs/{job.id}"
     return present(session, job, base_url)
 

@@ -65,7 +65,6 @@ def test_equal_content_is_stored_once_and_stays_until_the_last_file_goes(client,
         ({"fields": {"purpose": "batch"}}, "purpose", "invalid_spec"),
         ({"fields": {"purpose": "fine-tune", "porpose": "x"}}, "porpose", "invalid_spec"),
         ({"fields": {"purpose": "fine-tune", "expires_after[seconds]": "3600"}}, "expires_after[seconds]", "not_available"),
-        ({"headers": {"Idempotency-Key": "x"}}, "Idempotency-Key", "not_available"),
     ],
 )
 def test_a_wrong_form_is_refused_by_the_field_and_leaves_nothing(client, storage, change, param, code):
