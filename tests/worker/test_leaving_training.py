@@ -14,7 +14,7 @@ from worker.runner import GRACE_SECONDS, Ending
 
 pytestmark = [pytest.mark.ml, pytest.mark.timeout(900)]
 
-STEPS = 60
+STEPS = 20
 Moment = Callable[[Path], object]
 
 
