@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from app.artifacts import repository as artifacts
 from app.jobs import stage_runs
 from app.jobs.spec import WEBHOOK_SECRET, JobSpec, merged
 from app.jobs.states import FailureCode, Stage, StageStatus
@@ -13,7 +14,7 @@ from app.secrets import service as secrets
 from app.settings import Settings
 from app.storage import Storage
 from worker.settings import CONVERTER_DIR
-from worker.stages import Inputs, StageFailure
+from worker.stages import Inputs, StageFailure, StoredFile
 
 
 def attempt_folder(storage: Storage, run: StageRun) -> Path:
@@ -33,13 +34,31 @@ def build_request(session: Session, settings: Settings, storage: Storage, run: S
     inputs = common_inputs(settings, owner.name or owner.id)
     inputs |= data_set(session, storage, spec) | results(session, storage, run)
     inputs["adapter"] = find_adapter(session, storage, spec["from_job"])
+    if run.stage is Stage.PUBLISH:
+        inputs |= {"artifacts": stored_files(session, storage, owner), "metrics": owner.metrics or {}}
     return {"stage": run.stage, "spec": spec, "inputs": Inputs(**inputs).to_json()}
 
 
-def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job | File) -> dict[str, str]:
-    """The values of those secrets that the job's spec names for its stages, by name. StageFailure when `prepare` lacks one.
+def stored_files(session: Session, storage: Storage, job: Job) -> list[StoredFile]:
+    """The job's artifacts, by name."""
+    return [
+        StoredFile(
+            name=artifact.name,
+            kind=artifact.kind,
+            path=storage.blob(artifact.blob_sha256),
+            bytes=size,
+            sha256=artifact.blob_sha256,
+            verification=artifact.verification,
+        )
+        for artifact, size in artifacts.list_of(session, [job.id])
+    ]
 
-    Later stages go on without: what they need of the hub is in the cache, and hours of training may hang on it.
+
+def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job | File) -> dict[str, str]:
+    """The values of those secrets that the job's spec names, by name. StageFailure when `prepare` lacks one, or `publish` a
+    token to publish with, which only these two get.
+
+    Stages in between go on without: what they need of the hub is in the cache, and hours of training may hang on it.
     """
     overrides = run.overrides or {}
     asked = overrides.get("spec") if isinstance(owner, File) else merged(owner.spec, overrides)
@@ -48,12 +67,13 @@ def load_secrets(session: Session, settings: Settings, run: StageRun, owner: Job
     spec = JobSpec.model_validate(asked)
     values = {}
     for param, name in spec.secrets().items():
-        if param == WEBHOOK_SECRET:
+        publishes = param.startswith("publish")
+        if param == WEBHOOK_SECRET or (publishes and run.stage not in (Stage.PREPARE, Stage.PUBLISH)):
             continue
         value = secrets.read(session, settings, owner.tenant_id, name)
         if value is not None:
             values[name] = value
-        elif run.stage is Stage.PREPARE or isinstance(owner, File):
+        elif run.stage is Stage.PREPARE or publishes or isinstance(owner, File):
             raise StageFailure(
                 FailureCode.HUB_UNAUTHORIZED,
                 f"The secret {name!r} was deleted after the job was submitted, or its key is gone.",

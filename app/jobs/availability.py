@@ -12,7 +12,6 @@ Test = Callable[[JobSpec], bool]
 LATER: list[tuple[str, Any, Test]] = [
     # the field, what it must be instead, whether the spec asks for more
     ("training.memory", "auto", lambda spec: spec.training.memory == "low"),
-    ("publish", [], lambda spec: bool(spec.publish)),
     ("preemptible", False, lambda spec: spec.preemptible),
     ("gpus", 1, lambda spec: spec.gpus != 1),
     ("from_checkpoint", None, lambda spec: spec.from_checkpoint is not None),
@@ -102,10 +101,28 @@ def check_evaluation(spec: JobSpec) -> list[Detail]:
     return details
 
 
+def check_publications(spec: JobSpec) -> list[Detail]:
+    """Each repository once, and of each only what the job makes."""
+    details = []
+    made = {export.kind for export in spec.exports}
+    seen: set[str] = set()
+    for place, publication in enumerate(spec.publish):
+        param = f"publish[{place}]"
+        if publication.repo.lower() in seen:
+            message = f"{param}.repo: {publication.repo} is named twice. Put all of its artifacts into one entry."
+            details.append(Detail(f"{param}.repo", message))
+        seen.add(publication.repo.lower())
+        if lacking := [kind for kind in publication.artifacts if kind not in made]:
+            message = f"{param}.artifacts: {', '.join(lacking)} is not among the exports, which are {', '.join(sorted(made))}."
+            exports = [export.model_dump() for export in spec.exports] + [{"kind": kind} for kind in dict.fromkeys(lacking)]
+            details.append(Detail(f"{param}.artifacts", message, patch={"exports": exports}))
+    return details
+
+
 def check_combinations(spec: JobSpec) -> list[Detail]:
     """Fields that are right by themselves and wrong together."""
     seen: Counter[str] = Counter()
-    details = [*check_validation(spec.dataset), *check_method(spec), *check_evaluation(spec)]
+    details = [*check_validation(spec.dataset), *check_method(spec), *check_evaluation(spec), *check_publications(spec)]
     for place, export in enumerate(spec.exports):
         name = f"{export.kind} {export.quantization}" if export.kind == "gguf" else export.kind
         seen[name] += 1

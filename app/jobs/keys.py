@@ -36,6 +36,9 @@ def part_of(spec: dict[str, Any], stage: Stage) -> dict[str, Any]:
         return {"merged": exports_of(spec, "merged")}
     if stage is Stage.CONVERT:
         return {"gguf": exports_of(spec, "gguf"), "name": spec["name"]}
+    if stage is Stage.PUBLISH:
+        entries = [{name: value for name, value in entry.items() if name != "token"} for entry in spec["publish"]]
+        return {"publish": entries, "name": spec["name"]}
     read = {name: value for name, value in spec.items() if name not in NEVER_READ | OUTPUTS}
     training = {name: value for name, value in spec["training"].items() if name != "oom_ladder"}
     if stage is Stage.TRAIN:

@@ -41,6 +41,16 @@ SecretReference = Annotated[
 ]
 
 
+def check_repository(name: str) -> str:
+    """ValueError unless the hub would take it as a new repository's name."""
+    part = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+    if not re.fullmatch(f"{part}/{part}", name) or "--" in name or ".." in name or name.endswith(".git"):
+        raise ValueError(
+            "give a repository as owner/name: letters, digits, and single '-' or '.' or '_' between them; no '.git' at the end"
+        )
+    return name
+
+
 class SpecModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False, hide_input_in_errors=True)
 
@@ -158,6 +168,15 @@ class GgufExport(SpecModel):
 Export = Annotated[AdapterExport | MergedExport | GgufExport, Field(discriminator="kind")]
 
 
+class Publication(SpecModel):
+    """A model repository of the hub, `owner/name`, and the kinds of exports that it is to hold."""
+
+    repo: Annotated[str, StringConstraints(max_length=96), AfterValidator(check_repository)]
+    private: bool = True
+    artifacts: Annotated[list[Literal["adapter", "merged", "gguf"]], Field(min_length=1, max_length=3)]
+    token: SecretReference
+
+
 class JobSpec(SpecModel):
     base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = None
@@ -175,7 +194,7 @@ class JobSpec(SpecModel):
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Evaluation = Evaluation()
     exports: Annotated[list[Export], Field(min_length=1, max_length=16)] = [AdapterExport(), MergedExport(), GgufExport()]
-    publish: list[dict] = []
+    publish: Annotated[list[Publication], Field(max_length=16)] = []
     webhook: JobWebhook | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     preemptible: bool = False
@@ -187,6 +206,7 @@ class JobSpec(SpecModel):
     def secrets(self) -> dict[str, str]:
         """The name of each secret that this spec needs, by the field that names it."""
         named = {"hub_token": self.hub_token, WEBHOOK_SECRET: self.webhook and self.webhook.secret}
+        named |= {f"publish[{place}].token": publication.token for place, publication in enumerate(self.publish)}
         return {param: reference.removeprefix(SECRET_PREFIX) for param, reference in named.items() if reference}
 
     def exports_of(self, kind: str) -> list[Export]:
@@ -200,6 +220,8 @@ def plan(spec: JobSpec) -> list[Stage]:
         stages.append(Stage.MERGE)
     if spec.exports_of("gguf"):
         stages.append(Stage.CONVERT)
+    if spec.publish:
+        stages.append(Stage.PUBLISH)
     return stages
 
 

@@ -91,7 +91,6 @@ def test_all_that_is_wrong_is_listed_at_once(client):
 
 LATER = {
     "training.memory": "low",
-    "publish": [{"repo": "me/x"}],
     "preemptible": True,
     "gpus": 2,
     "from_checkpoint": "ckpt_x",

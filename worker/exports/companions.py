@@ -62,6 +62,12 @@ def write_card(base: Path, into: Path, *, title: str, base_model: str) -> None:
     (into / "README.md").write_text(f"---\n{fields}---\n\n# {title}\n\n{base_model}, fine-tuned with LoRA and merged.\n")
 
 
+def known_of(base: Path) -> dict[str, Any]:
+    """What the base's own card says that holds for a model made from it, and `base_model`, the repository that it names."""
+    known = front_matter(base / "README.md")
+    return {field: known[field] for field in (*CARD_FIELDS, "base_model") if isinstance(known.get(field), str)}
+
+
 def front_matter(card: Path) -> dict[str, Any]:
     """The fields at the head of a model card; none when there is no card or they cannot be read."""
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""

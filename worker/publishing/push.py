@@ -1,8 +1,8 @@
 """Brings a repository to where it holds the given files, in one commit, or in none when it does already.
 
 The head is read first and nothing is sent that it holds. So a push that was broken anywhere is simply done again: large files
-that had arrived are not sent twice, and a commit whose answer was lost is found at the head. A commit names the head that it was
-made for; when somebody else was faster, the new head is looked at. Other files of the repository are left alone.
+that had arrived are not sent twice, and a commit whose answer was lost is found at the head. A commit names the head that it
+was made for; when somebody else was faster, the new head is looked at. Other files of the repository are left alone.
 """
 
 import hashlib

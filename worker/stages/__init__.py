@@ -42,6 +42,7 @@ STAGES: dict[Stage, str] = {
     Stage.TRAIN: "worker.stages.train",
     Stage.MERGE: "worker.stages.merge",
     Stage.CONVERT: "worker.stages.convert",
+    Stage.PUBLISH: "worker.stages.publish",
 }
 
 DISK_FULL_STATUS = 28
@@ -63,6 +64,18 @@ class StageFailure(Exception):
 
 class StageStopped(BaseException):
     """The supervisor asked the stage to leave (SIGTERM). A later attempt goes on where this one stopped."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An artifact of the job: `path` is its content in storage, where it has another name."""
+
+    name: str
+    kind: str
+    path: Path
+    bytes: int
+    sha256: str
+    verification: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +107,10 @@ class Inputs:
     """The `out/` of this stage's earlier attempts, newest first. Read only."""
     adapter: Path | None = None
     """The folder of the adapter that training starts from, if the spec names a job."""
+    artifacts: list[StoredFile] = field(default_factory=list)
+    """Of the stage `publish`: what the stages before have made."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Of the stage `publish`: the job's `metrics`."""
     device_memory_bytes: int | None = None
     """A cap on the accelerator's memory."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
@@ -121,6 +138,7 @@ class Inputs:
                 "file": path(data["file"]),
                 "validation_file": path(data["validation_file"]),
                 "adapter": path(data["adapter"]),
+                "artifacts": [StoredFile(**file | {"path": Path(file["path"])}) for file in data["artifacts"]],
                 "folders": {stage: Path(folder) for stage, folder in data["folders"].items()},
                 "earlier": [Path(folder) for folder in data["earlier"]],
                 "secrets": secrets,

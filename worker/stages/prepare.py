@@ -20,15 +20,19 @@ from worker.data.rows import Refusal
 from worker.data.surveys import Survey, name_lines
 from worker.data.token_reports import LOW_TRAINED_SHARE, report_tokens
 from worker.data.tokenizer import read_json
+from worker.exports import companions
 from worker.exports.convertible import require_convertible
+from worker.publishing.access import require_access
+from worker.publishing.failures import Target
 from worker.space import require_space
 from worker.stages import Inputs, Outcome, Report, StageFailure
 from worker.training.precision import refuse_overflow
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
-    """`values`: base_model {name, revision}, counts (the contract's `data` and more), plan_sha256, validation (whether there
-    is a validation plan), format, chat_template, report (see worker.data.token_reports)."""
+    """`values`: base_model {name, revision, card}, counts (the contract's `data` and more), plan_sha256, validation (whether
+    there is a validation plan), format, chat_template, report (see worker.data.token_reports)."""
+    require_publishable(spec, inputs, report)
     token = inputs.secret(spec.hub_token)
     places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
     model = fetch(spec.base_model, spec.revision, **places, token=token, ask_access=True, report=report)
@@ -61,7 +65,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     losses = {key: facts[key] for key in ("rows_split", "rows_dropped", "rows_unrolled", "duplicates", "rows_leaked")}
     return Outcome(
         {
-            "base_model": {"name": model.name, "revision": model.revision},
+            "base_model": {"name": model.name, "revision": model.revision, "card": companions.known_of(model.path)},
             "counts": losses | counts | {"validation_rows": encoded.validation.counts["used"]},
             "plan_sha256": plan["sha256"],
             "validation": bool(len(encoded.validation.documents)),
@@ -70,6 +74,13 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             "report": facts,
         }
     )
+
+
+def require_publishable(spec: JobSpec, inputs: Inputs, report: Report) -> None:
+    """StageFailure hub_unauthorized, hub_unavailable, invalid_spec, before anything is paid for that could not be published."""
+    for place, entry in enumerate(spec.publish):
+        report("progress", message=f"Asking the hub about {entry.repo}")
+        require_access(Target(place, entry.repo), inputs.secret(entry.token) or "", report, private=entry.private)
 
 
 def require_modules(model: BaseModel, spec: JobSpec) -> None:
