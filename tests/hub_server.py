@@ -114,7 +114,7 @@ class HubServer:
 
     def tokens_of(self, repo: str) -> set[str]:
         """Who may see a private repository: who may write to it."""
-        return {token for token, account in self.accounts.items() if account.may_write(repo)}
+        return {token for token in self.tokens & self.accounts.keys() if self.accounts[token].may_write(repo)}
 
     def head(self, name: str) -> dict[str, bytes]:
         """The files of a model repository's main branch."""

@@ -89,6 +89,42 @@ def test_all_that_is_wrong_is_listed_at_once(client):
     }
 
 
+PUBLISHED = {"repo": "me/x", "artifacts": ["adapter"], "token": "secret:hf"}
+
+
+@pytest.mark.parametrize(
+    ("publish", "param"),
+    [
+        ([PUBLISHED | {"repo": "x"}], "publish[0].repo"),
+        ([PUBLISHED | {"repo": "me/x.git"}], "publish[0].repo"),
+        ([PUBLISHED | {"repo": "../x"}], "publish[0].repo"),
+        ([PUBLISHED | {"token": "hf_itself"}], "publish[0].token"),
+        ([PUBLISHED | {"artifacts": []}], "publish[0].artifacts"),
+        ([PUBLISHED | {"artifacts": ["merged"]}], "publish[0].artifacts"),
+        ([PUBLISHED, PUBLISHED | {"repo": "Me/X"}], "publish[1].repo"),
+        ([PUBLISHED | {"token": "secret:none"}], "publish[0].token"),
+        ([{"repo": "me/x", "artifacts": ["adapter"]}], "publish[0].token"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_at_once(client, upload, publish, param):
+    client.put("/v1/secrets/hf", json={"value": "hf_x"})
+    spec = {"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}, "exports": [{"kind": "adapter"}], "publish": publish}
+    answer = client.post("/v1/jobs", json=spec)
+    assert answer.status_code == 422
+    assert [detail["param"] for detail in answer.json()["error"]["details"]] == [param]
+    assert "hf_itself" not in answer.text
+
+
+def test_an_export_that_is_to_be_published_and_not_asked_for_comes_with_a_patch(client, upload):
+    client.put("/v1/secrets/hf", json={"value": "hf_x"})
+    publish = [PUBLISHED | {"artifacts": ["adapter", "merged"]}]
+    spec = {"base_model": BUILT_IN, "dataset": {"file": upload()["id"]}, "exports": [{"kind": "adapter"}], "publish": publish}
+    [detail] = client.post("/v1/jobs", json=spec).json()["error"]["details"]
+    answer = client.post("/v1/jobs", json=spec | detail["patch"])
+    assert answer.status_code == 201
+    assert answer.json()["spec"]["publish"] == [publish[0] | {"private": True}]
+
+
 LATER = {
     "training.memory": "low",
     "preemptible": True,

@@ -6,10 +6,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from hub_server import HubServer
 
 from app.jobs.states import FailureCode
 from worker.publishing import RepositoryFile, failures
@@ -29,21 +27,6 @@ CONTENT = {
 }
 SENT = {"adapter_model.safetensors", "model-q8_0.gguf", "small.gguf"}
 """What goes by the protocol of large files."""
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub where `me` may write, and a client in this process that points there and waits for nothing."""
-    with HubServer() as server:
-        server.enrol(TOKEN, name="me", role="write")
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        server.pauses = []
-        clock = SimpleNamespace(sleep=server.pauses.append)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
-        monkeypatch.setattr("worker.publishing.failures.time", clock)
-        yield server
 
 
 @pytest.fixture
