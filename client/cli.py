@@ -12,8 +12,10 @@ from rich.markdown import Markdown
 
 from client import display
 from client.api import DEFAULT_URL, ApiError, Client, ClientError
+from client.commands import files, keys, secrets
 from client.download import choose, download, transfer_bar
 from client.follow import follow, watch
+from client.options import Json, Limit, Url, connect, print_json
 from client.spec import merge, read_spec, upload_named_files
 
 PARTS = {
@@ -28,21 +30,11 @@ app = typer.Typer(
     help="Fine-tune language models through a Tunesmith service.",
     epilog="TUNESMITH_URL names the service, TUNESMITH_API_KEY opens it.",
 )  # fmt: skip
-file_commands = typer.Typer(no_args_is_help=False, help="Uploaded data sets: list them, or upload one.")
-app.add_typer(file_commands, name="files")
-secret_commands = typer.Typer(
-    no_args_is_help=False, help="Stored tokens, which specs name as secret:NAME: list, set or delete them."
-)
-app.add_typer(secret_commands, name="secrets")
-key_commands = typer.Typer(no_args_is_help=False, help="API keys: list, create or revoke them.")
-app.add_typer(key_commands, name="keys")
+for name, commands in {"files": files, "secrets": secrets, "keys": keys}.items():
+    app.add_typer(commands.app, name=name)
 
-Url = Annotated[str, typer.Option("--url", envvar="TUNESMITH_URL", help="Address of the service.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the service's JSON.")]
 Following = Annotated[bool, typer.Option("--follow", help="Show the job until it has ended; exit 1 unless it succeeded.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
-SecretName = Annotated[str, typer.Argument(metavar="NAME", help="The secret's name.")]
-Limit = Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")]
 
 
 def main() -> None:
@@ -61,14 +53,6 @@ def describe(error: ClientError) -> str:
     details = error.to_json()["error"].get("details") or []
     lines = [f"\n  {item.get('param') or '-'}: {item.get('message')}" for item in details] if len(details) > 1 else []
     return str(error) + "".join(lines)
-
-
-def connect(url: str) -> Client:
-    return Client(url, os.environ.get("TUNESMITH_API_KEY"))
-
-
-def print_json(data: Any) -> None:
-    print(json.dumps(data, ensure_ascii=False, indent=2))
 
 
 def add_part(name: str, module: str, help_text: str) -> None:
@@ -259,124 +243,6 @@ def report(job_id: JobId, url: Url = DEFAULT_URL, as_json: Json = False) -> None
         text = client.report(job_id)
     console = Console()
     console.print(Markdown(text)) if console.is_terminal else print(text)
-
-
-@file_commands.callback(invoke_without_command=True)
-def files(context: typer.Context, limit: Limit = 20, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    if context.invoked_subcommand:
-        return
-    with connect(url) as client:
-        data = client.files(limit=limit)
-    print_json(data) if as_json else display.files(Console(), data)
-
-
-@file_commands.command()
-def upload(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL, JSON, Parquet or CSV.")],
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
-) -> None:
-    """Upload a data set and print its id."""
-    with connect(url) as client:
-        file = client.upload(path)
-    print_json(file) if as_json else print(file["id"])
-
-
-@file_commands.command("report")
-def file_report(file_id: Annotated[str, typer.Argument(metavar="ID")], url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Tell what is in a data set, and which rows are refused and why."""
-    with connect(url) as client:
-        data = client.file_report(file_id)
-    print_json(data) if as_json else display.file_report(Console(), data)
-
-
-@secret_commands.callback(invoke_without_command=True)
-def secrets(context: typer.Context, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    if context.invoked_subcommand:
-        return
-    with connect(url) as client:
-        data = client.secrets()
-    rows = [[secret["name"], secret["updated_at"]] for secret in data]
-    print_json(data) if as_json else display.table(Console(), ["SECRET", "SET"], rows, empty="None.")
-
-
-@secret_commands.command("set")
-def set_secret(name: SecretName, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Store a secret, or a new value of it, read from a pipe or typed unseen: arguments can be read by others."""
-    value = typer.prompt(f"Value of {name}", hide_input=True) if sys.stdin.isatty() else sys.stdin.read()
-    with connect(url) as client:
-        secret = client.put_secret(name, value.strip())
-    print_json(secret) if as_json else print(f"{name} is stored. A job names it as secret:{name}.")
-
-
-@secret_commands.command("delete")
-def delete_secret(name: SecretName, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Delete a secret. Jobs that name it fail when they need it."""
-    with connect(url) as client:
-        client.delete_secret(name)
-    print_json({"name": name, "deleted": True}) if as_json else print(f"{name} is deleted.")
-
-
-@key_commands.callback(invoke_without_command=True)
-def keys(context: typer.Context, url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    if context.invoked_subcommand is None:
-        list_keys(url, as_json)
-
-
-@key_commands.command("list")
-def list_keys(url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """List the keys, by their last four characters."""
-    with connect(url) as client:
-        data = client.keys()
-    columns = ["KEY", "HINT", "NAME", "TENANT", "SCOPES", "EXPIRES", "LAST USED"]
-    print_json(data) if as_json else display.table(Console(), columns, [key_row(key) for key in data], empty="None.")
-
-
-def key_row(key: dict[str, Any]) -> list[Any]:
-    scopes = " ".join(key["scopes"])
-    return [
-        key["id"],
-        key["hint"],
-        key["name"] or "-",
-        key["tenant"],
-        scopes,
-        key["expires_at"] or "-",
-        key["last_used_at"] or "-",
-    ]
-
-
-@key_commands.command("create")
-def create_key(
-    name: Annotated[str | None, typer.Option(help="What it is for.")] = None,
-    scopes: Annotated[
-        list[str] | None, typer.Option("--scope", help="read, write or admin; may be repeated. By default read and write.")
-    ] = None,
-    tenant: Annotated[str | None, typer.Option(help="Whose it is; by default your own.")] = None,
-    days: Annotated[float | None, typer.Option("--expires-in-days", help="By default it does not expire.")] = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="Through the database in TUNESMITH_DATA_DIR: the first key. All scopes by default.")
-    ] = False,
-    url: Url = DEFAULT_URL,
-    as_json: Json = False,
-) -> None:
-    """Create a key and print it: it is shown this once."""
-    wanted = {"name": name, "scopes": scopes, "tenant": tenant, "expires_in_seconds": round(days * 86400) if days else None}
-    wanted = {field: value for field, value in wanted.items() if value}
-    if local:
-        flags = ["--json"] if as_json else []
-        command = [sys.executable, "-m", "app.keys.local", json.dumps(wanted), *flags]
-        os.execv(sys.executable, command)  # noqa: S606 — no shell is wanted
-    with connect(url) as client:
-        key = client.create_key(wanted)
-    print_json(key) if as_json else print(key["key"])
-
-
-@key_commands.command()
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], url: Url = DEFAULT_URL, as_json: Json = False) -> None:
-    """Revoke a key: whoever sends it is refused from now on."""
-    with connect(url) as client:
-        client.revoke_key(key_id)
-    print_json({"id": key_id, "deleted": True}) if as_json else print(f"{key_id} is revoked.")
 
 
 @app.command()
