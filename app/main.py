@@ -21,6 +21,7 @@ import app.workers.endpoints
 from app import error_handlers
 from app.body_limit import BodyLimit
 from app.db import make_engine
+from app.jobs.stream import Feeds
 from app.keys.keyring import Keyring
 from app.migration import migrate
 from app.reaper import Reaper
@@ -82,6 +83,7 @@ def attach(service: FastAPI, settings: Settings) -> None:
     service.state.settings = settings
     service.state.engine = make_engine(settings.database)
     service.state.storage = Storage(settings.root)
+    service.state.feeds = Feeds(service.state.engine)
     service.state.keyring = Keyring(service.state.engine, settings.bootstrap_key)
 
 

@@ -6,13 +6,13 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
-from app.dependencies import BaseUrl, EngineDep, ReadSession, StorageDep
+from app.dependencies import BaseUrl, ReadSession, StorageDep
 from app.errors import InvalidSpec
 from app.jobs import metrics, report, repository, schemas, stage_runs
 from app.jobs.logs import last_lines, read_logs
 from app.jobs.presentation import load_checkpoints, load_points, load_report, show_attempt, show_event
 from app.jobs.states import Stage
-from app.jobs.stream import stream_events
+from app.jobs.stream import Feeds, stream_events
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
 from app.strictness import refuse_unknown_query
 
@@ -21,11 +21,15 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], dependencies=[Depe
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
+def get_feeds(request: Request) -> Feeds:
+    return request.app.state.feeds
+
+
 @router.get("/events", response_model=Page[schemas.Event], responses={200: {"content": {"text/event-stream": {}}}})
 def list_events(
     job_id: str,
     session: ReadSession,
-    engine: EngineDep,
+    feeds: Annotated[Feeds, Depends(get_feeds)],
     limit: Limit = 20,
     after: After = None,
     stream: bool = False,
@@ -38,7 +42,7 @@ def list_events(
     if number is None:
         raise InvalidSpec(f"{job_id} has no event {seen!r}.", param="Last-Event-ID" if seen == last_event_id else "after")
     if stream:
-        return EventSourceResponse(stream_events(engine, job_id, number), headers=STREAM_HEADERS)
+        return EventSourceResponse(stream_events(feeds, job_id, number), headers=STREAM_HEADERS)
     limit = min(limit, MAX_LIMIT)
     events = repository.events(session, job_id, after=number, limit=limit)
     return make_page([show_event(event) for event in events], limit)

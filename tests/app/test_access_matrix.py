@@ -8,6 +8,7 @@ import re
 import pytest
 from pydantic import SecretStr
 
+from app.jobs.states import JobStatus
 from app.keys.keyring import Keyring
 from app.keys.scopes import OPEN_PATHS
 
@@ -43,8 +44,17 @@ RULES = {
     "GET /v1/files/{file_id}/content": OWNED,
     "GET /v1/files/{file_id}/report": OWNED,
     "GET /v1/files/{file_id}/preview": OWNED,
+    "GET /v1/fine_tuning/jobs": OWN,
+    "POST /v1/fine_tuning/jobs": OWN,
+    "GET /v1/fine_tuning/jobs/{job_id}": OWNED,
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel": OWNED,
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": OWNED,
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": OWNED,
+    "GET /v1/fine_tuning/jobs/{job_id}/events": OWNED,
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": OWNED,
     "GET /v1/models": OWN,
-    "GET /v1/models/{model}": OWN,
+    "GET /v1/models/{model}": OWNED,
+    "DELETE /v1/models/{model}": OWNED,
     "GET /v1/secrets": OWN,
     "PUT /v1/secrets/{name}": OWN,
     "DELETE /v1/secrets/{name}": OWNED,
@@ -57,6 +67,7 @@ RULES = {
 BODIES = {
     "POST /v1/jobs": {"base_model": "smollm2-135m-instruct", "dataset": {"hub": {"repo": "a/b"}}},
     "PUT /v1/secrets/{name}": {"value": "x"},
+    "POST /v1/fine_tuning/jobs": {"model": "smollm2-135m-instruct", "dataset": {"hub": {"repo": "a/b"}}},
     "POST /v1/keys": {},
 }
 QUERIES = {"GET /v1/files/{file_id}/preview": {"base_model": "smollm2-135m-instruct"}}
@@ -71,10 +82,14 @@ def keyed(client, engine):
 
 
 @pytest.fixture
-def samples(keyed, submit, make_artifact):
+def samples(keyed, submit, take_up, end_job, make_artifact):
     """What the operator's tenant owns, by the names of path parameters."""
     job = submit(name="the owner's")
     make_artifact(job["id"], "gguf/owned.gguf", b"GGUF")
+    made = submit(name="the owner's model")["id"]
+    take_up(made)
+    make_artifact(made, "gguf/made.gguf", b"GGUF")
+    end_job(made, JobStatus.SUCCEEDED)
     keyed.put("/v1/secrets/owned", json={"value": "x"})
     key = keyed.post("/v1/keys", json={"name": "the owner's"}).json()
     return {
@@ -83,7 +98,7 @@ def samples(keyed, submit, make_artifact):
         "artifact": "gguf/owned.gguf",
         "secret": "owned",
         "key_id": key["id"],
-        "model": "smollm2-135m-instruct",
+        "model": keyed.get("/v1/models").json()["last_id"],
     }
 
 
@@ -134,7 +149,7 @@ def test_a_key_that_may_only_read_changes_nothing(call, make_key):
 
 def test_another_tenant_finds_nothing_of_the_owners(call, make_key, samples):
     other = make_key(scopes=["read", "write", "admin"], tenant="other")["key"]
-    traces = [samples[name] for name in ("job_id", "file_id", "key_id", "artifact")] + ["the owner's"]
+    traces = [samples[name] for name in ("job_id", "file_id", "key_id", "artifact", "model")] + ["the owner's"]
     for operation, rule in RULES.items():
         if operation == "DELETE /v1/secrets/{name}":
             continue

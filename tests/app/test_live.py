@@ -12,6 +12,7 @@ from sqlalchemy import event, text
 
 from app.db import write_session
 from app.jobs import repository
+from app.jobs.states import EventType
 from app.jobs.stream import LOOK_SECONDS
 from app.main import create_app
 from app.settings import Settings
@@ -82,6 +83,43 @@ def test_an_open_stream_holds_no_connection_to_the_database_and_ends_with_its_cl
     looks.clear()
     time.sleep(2.5 * LOOK_SECONDS)
     assert len(looks) <= 1
+
+
+def test_many_clients_of_a_job_cost_as_many_looks_as_one_and_miss_nothing(http, server, job_id):
+    """They join and leave at any time; one breaks off in the middle and takes up again where it was."""
+    engine = server.service.state.engine
+    looks = []
+    event.listen(engine, "checkout", lambda *_: looks.append(time.monotonic()))
+    path = f"{server.url}/v1/jobs/{job_id}/events?stream=true"
+    seen: list[list[str]] = [[] for _ in range(20)]
+
+    def follow(ids, stop_after=None, last=None):
+        with httpx2.stream("GET", path, headers={"last-event-id": last} if last else {}, timeout=20) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("id: "):
+                    ids.append(line)
+                    if len(ids) == stop_after:
+                        return
+
+    threads = [threading.Thread(target=follow, args=[ids, 3 if ids is seen[0] else None]) for ids in seen]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: all(seen))
+    began, before = time.monotonic(), len(looks)
+    for number in range(6):
+        with write_session(engine) as session:
+            repository.record_event(session, repository.get(session, job_id), EventType.JOB_WARNING, f"{number}")
+        time.sleep(0.4)
+    assert len(looks) - before <= 6 + (time.monotonic() - began) / LOOK_SECONDS + 2
+    threads[0].join()
+    httpx2.post(f"{server.url}/v1/jobs/{job_id}/cancel").raise_for_status()
+    for thread in threads[1:]:
+        thread.join()
+    follow(seen[0], last=seen[0][-1].removeprefix("id: "))
+    listed = [f"id: {event['id']}" for event in http.get(f"/v1/jobs/{job_id}/events").json()["data"]]
+    assert len(listed) == 8
+    assert seen == [listed] * 20
+    assert not server.service.state.feeds.by_job
 
 
 def test_what_was_answered_is_committed(http, server, job_id):
