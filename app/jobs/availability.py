@@ -17,19 +17,12 @@ LATER: list[tuple[str, Any, Test]] = [
     ("from_checkpoint", None, lambda spec: spec.from_checkpoint is not None),
 ]
 
-GGUF_QUANTIZATIONS = ("f16", "bf16", "q8_0")
-
 
 def check_available(spec: JobSpec) -> list[Detail]:
     details = [not_available(param, instead) for param, instead, asks in LATER if asks(spec)]
     if spec.quantization == "int8" and spec.lora.variant == "dora":  # peft loses the scales of 8-bit layers on a CPU
         message = "quantization: DoRA on 8-bit weights is not available in this version; hold them as nf4, or none."
         details.append(Detail("quantization", message, "not_available", {"quantization": "nf4"}))
-    for place, export in enumerate(spec.exports):
-        if export.kind == "gguf" and export.quantization not in GGUF_QUANTIZATIONS:
-            param = f"exports[{place}].quantization"
-            message = f"{param}: {export.quantization} is not available in this version; use {', '.join(GGUF_QUANTIZATIONS)}."
-            details.append(Detail(param, message, "not_available"))
     return details
 
 

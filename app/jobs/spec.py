@@ -216,7 +216,7 @@ class JobSpec(SpecModel):
 def plan(spec: JobSpec) -> list[Stage]:
     """The stages that this spec needs, in order."""
     stages = [Stage.PREPARE, Stage.TRAIN]
-    if spec.exports_of("merged") or spec.exports_of("gguf"):
+    if spec.exports_of("merged"):
         stages.append(Stage.MERGE)
     if spec.exports_of("gguf"):
         stages.append(Stage.CONVERT)

@@ -202,7 +202,7 @@ def test_a_retry_starts_at_the_stage_that_failed(supervised: Supervised, failed:
     [
         ({"name": "other"}, Stage.CONVERT),
         ({"priority": 5, "purpose": "why not", "labels": {"a": "b"}, "checkpoints": {"keep": 9}}, Stage.CONVERT),
-        ({"exports": [{"kind": "adapter"}, {"kind": "gguf"}]}, Stage.MERGE),
+        ({"exports": [{"kind": "adapter"}, {"kind": "gguf"}]}, Stage.CONVERT),
         ({"exports": [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf", "quantization": "f16"}]}, Stage.CONVERT),
         ({"training": {"learning_rate": 1e-3}}, Stage.TRAIN),
         ({"lora": {"r": 8}}, Stage.TRAIN),

@@ -56,13 +56,17 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 class Reader:
-    def __init__(self, data: mmap.mmap):
+    def __init__(self, data: mmap.mmap | bytes):
         self._data, self.position = data, 0
 
     def take(self, layout: str) -> tuple:
         values = struct.unpack_from("<" + layout, self._data, self.position)
         self.position += struct.calcsize("<" + layout)
         return values
+
+    def slice(self, start: int) -> bytes:
+        """What was read since the position `start`."""
+        return self._data[start : self.position]
 
     def take_string(self) -> str:
         (length,) = self.take("Q")

@@ -1,10 +1,6 @@
 """From a trained adapter to the files that a user downloads.
 
-The adapter comes from the stage `train`, the merged model from `merge`. Every other export is made from the merged model by the
-stage `convert`, and has a module here with a function `export(options, model, out, inputs, report)`: `options` are the spec's,
-`model` is the folder of the merged model; it writes one file below `out` and returns it as an OutputFile.
+The adapter comes from the stage `train`, the folder of the merged model from `merge`. The stage `convert` makes what llama.cpp
+reads, straight from the base model and the adapter: `sources` reads and merges, `outlines` asks llama.cpp's converter what
+belongs into the file, `gguf_writing` writes it with the types that `mixtures` chooses.
 """
-
-EXPORTERS: dict[str, str] = {
-    "gguf": "worker.exports.gguf",
-}

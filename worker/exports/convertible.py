@@ -11,7 +11,7 @@ from pathlib import Path
 from app.jobs.spec import BUILT_IN_MODEL, JobSpec
 from app.jobs.states import FailureCode
 from worker.data.base_models import BaseModel
-from worker.exports.gguf import SCRIPT, run_converter
+from worker.exports.converter import SCRIPT, run_converter
 from worker.stages import Inputs, Report, StageFailure
 
 

@@ -10,8 +10,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -25,6 +27,7 @@ Progress = Callable[[int, int], None]
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KEY_PREFIX = "base_model.model."
+CHUNK_WEIGHTS = 1 << 19
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 HARMLESS = frozenset(
@@ -58,12 +61,27 @@ class Adapter:
     def modules(self) -> list[str]:
         return sorted(key.removeprefix(KEY_PREFIX).removesuffix(LORA_A) for key in self.keys if key.endswith(LORA_A))
 
-    def delta(self, module: str) -> torch.Tensor:
-        """B·A·scale in fp32, [out, in]; the scale is alpha/r, for rsLoRA alpha/√r."""
-        a = self.tensors.get_tensor(KEY_PREFIX + module + LORA_A).float()
-        b = self.tensors.get_tensor(KEY_PREFIX + module + LORA_B).float()
+    def factors(self, module: str) -> "Factors":
+        """The scale is alpha/r, for rsLoRA alpha/√r."""
+        a = self.tensors.get_tensor(KEY_PREFIX + module + LORA_A)
+        b = self.tensors.get_tensor(KEY_PREFIX + module + LORA_B)
         rank = a.shape[0]
-        return (b @ a) * (self.config["lora_alpha"] / (math.sqrt(rank) if self.config["use_rslora"] else rank))
+        return Factors(
+            a.float(), b.float(), self.config["lora_alpha"] / (math.sqrt(rank) if self.config["use_rslora"] else rank)
+        )
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What is added to a weight [out, in]: b [out, r] times a [r, in] times the scale, in fp32."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    def delta(self, start: int, stop: int) -> torch.Tensor:
+        """Some rows of it. Each is the same to the last bit, however many are asked for at a time."""
+        return (self.b[start:stop] @ self.a) * self.scale
 
 
 def read_shards(base: Path) -> Shards:
@@ -115,61 +133,113 @@ def merged_bytes(shards: Shards) -> int:
     return sum(entry.bytes // 2 if shrinks and entry.dtype == "F32" else entry.bytes for entry in entries)
 
 
-def merge(adapter: Adapter, shards: Shards, into: Path, progress: Progress) -> dict[str, str]:
+@dataclass(frozen=True)
+class Merger:
+    """A model's weights as they are once an adapter is added; without an adapter, the model's own.
+
+    Everything but the adapter's modules stays as it is, except that a model in fp32 becomes 16-bit. The adapter must have no
+    `reason_for_peft`.
+    """
+
+    shards: Shards
+    adapter: Adapter | None
+
+    @cached_property
+    def dtype(self) -> str:
+        return merged_dtype(self.shards)
+
+    @cached_property
+    def shrinks(self) -> bool:
+        return main_dtype(self.shards) == "F32"
+
+    @cached_property
+    def modules(self) -> dict[str, str]:
+        """The adapter's modules by the names of their weights."""
+        return {f"{module}.weight": module for module in self.adapter.modules} if self.adapter else {}
+
+    def is_rewritten(self, entry: Entry) -> bool:
+        return entry.name in self.modules or (self.shrinks and entry.dtype == "F32")
+
+    def files(self) -> dict[str, tuple[Path, list[Entry]]]:
+        """By its name, each shard of the merged model: the base's shard, and the tensors as they are to be stored."""
+        files = {}
+        for number, (source, entries) in enumerate(self.shards.items(), 1):
+            several = f"model-{number:05d}-of-{len(self.shards):05d}.safetensors"
+            outputs = [entry.as_dtype(self.dtype) if self.is_rewritten(entry) else entry for entry in entries]
+            files["model.safetensors" if len(self.shards) == 1 else several] = source, outputs
+        return files
+
+    def factors(self, entry: Entry) -> Factors | None:
+        """StageFailure for an adapter of another shape."""
+        if self.adapter is None or entry.name not in self.modules:
+            return None
+        factors = self.adapter.factors(self.modules[entry.name])
+        shape = factors.b.shape[0], factors.a.shape[1]
+        if shape != entry.shape:
+            raise misfit(f"{entry.name} is {[*entry.shape]}, its change {[*shape]}")
+        return factors
+
+    def rows(self, file: BinaryIO, entry: Entry, factors: Factors | None, start: int, stop: int) -> torch.Tensor:
+        """Some rows of a tensor, read from the base's shard. StageFailure for what is quantised or not finite."""
+        if entry.dtype not in TORCH_DTYPES:
+            message = (
+                f"The base model stores {entry.name} as {entry.dtype}: it is quantised, and an adapter needs 16-bit weights."
+            )
+            raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint="Name its 16-bit repository.", param="base_model")
+        weight = torch.frombuffer(entry.read_rows(file, start, stop), dtype=TORCH_DTYPES[entry.dtype])
+        weight = weight.view(stop - start, *entry.shape[1:])
+        if self.is_rewritten(entry):
+            weight = weight.to(TORCH_DTYPES[self.dtype])
+        if factors is not None:
+            weight += factors.delta(start, stop).to(weight.dtype)
+            # a NaN is both extremes; isfinite on all of it is ten times slower
+            if not all(extreme.isfinite() for extreme in torch.aminmax(weight)):
+                raise not_finite(entry.name)
+        return weight
+
+
+def merge(merger: Merger, into: Path, progress: Progress) -> dict[str, str]:
     """Writes the merged shards, and their index when there are several; returns the sha256 of each shard by its name.
 
-    Everything but the adapter's modules is copied byte for byte, except that a base in fp32 becomes 16-bit. The adapter must
-    have no `reason_for_peft`. `progress` hears how many tensors are done, of how many. Raises StageFailure for an adapter that
-    does not fit the base or is not finite.
+    `progress` hears how many tensors are done, of how many. Raises StageFailure for an adapter that does not fit the base or
+    is not finite.
     """
-    dtype = merged_dtype(shards)
-    modules = {f"{module}.weight": module for module in adapter.modules}
-    shrinks = main_dtype(shards) == "F32"
-    rewritten = {e.name for entries in shards.values() for e in entries if e.name in modules or (shrinks and e.dtype == "F32")}
     done = itertools.count(1)
-    total = sum(map(len, shards.values()))
+    total = sum(map(len, merger.shards.values()))
 
     def blocks(source: Path) -> Iterator[bytearray | memoryview]:
         with source.open("rb") as file:
-            for entry in shards[source]:
-                if entry.name in rewritten:
-                    delta = adapter.delta(modules[entry.name]) if entry.name in modules else None
-                    yield as_bytes(rewrite(entry, entry.read(file), TORCH_DTYPES[dtype], delta))
+            for entry in merger.shards[source]:
+                if merger.is_rewritten(entry):
+                    factors = merger.factors(entry)
+                    for start, stop in row_ranges(entry):
+                        yield as_bytes(merger.rows(file, entry, factors, start, stop))
                 else:
                     yield from entry.chunks(file)
                 progress(next(done), total)
 
-    digests: dict[str, str] = {}
-    weight_map: dict[str, str] = {}
-    size = 0
-    for number, (source, entries) in enumerate(shards.items(), 1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        outputs = [entry.as_dtype(dtype) if entry.name in rewritten else entry for entry in entries]
+    digests = {}
+    for name, (source, outputs) in merger.files().items():
         digests[name] = write_shard(into / name, outputs, blocks(source))
-        weight_map |= {entry.name: name for entry in outputs}
-        size += sum(entry.bytes for entry in outputs)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-        (into / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_index(merger, into)
     return digests
 
 
-def rewrite(entry: Entry, data: bytearray, dtype: torch.dtype, delta: torch.Tensor | None) -> torch.Tensor:
-    """The stored tensor as `dtype`, with `delta` added to it."""
-    if entry.dtype not in TORCH_DTYPES:
-        message = f"The base model stores {entry.name} as {entry.dtype}: it is quantised, and an adapter needs 16-bit weights."
-        raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint="Name its 16-bit repository.", param="base_model")
-    weight = torch.frombuffer(data, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape).to(dtype)
-    if delta is None:
-        return weight
-    if delta.shape != weight.shape:
-        raise misfit(f"{entry.name} is {[*weight.shape]}, its change {[*delta.shape]}")
-    weight += delta.to(dtype)
-    if not all(
-        extreme.isfinite() for extreme in torch.aminmax(weight)
-    ):  # a NaN is both; isfinite on all of it is ten times slower
-        raise not_finite(entry.name)
-    return weight
+def write_index(merger: Merger, into: Path) -> None:
+    """Which shard holds which tensor, where there are several."""
+    if len(merger.shards) == 1:
+        return
+    weight_map = {entry.name: name for name, (_, outputs) in merger.files().items() for entry in outputs}
+    size = sum(entry.bytes for _, outputs in merger.files().values() for entry in outputs)
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    (into / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def row_ranges(entry: Entry) -> Iterator[tuple[int, int]]:
+    """A tensor's rows in portions of at most CHUNK_WEIGHTS, or of one row where that is more."""
+    rows = max(1, CHUNK_WEIGHTS * entry.rows // max(1, prod(entry.shape)))
+    for start in range(0, entry.rows, rows):
+        yield start, min(start + rows, entry.rows)
 
 
 def misfit(reason: str) -> StageFailure:

@@ -7,6 +7,7 @@ that of all.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -44,9 +45,17 @@ class Entry:
             left -= len(chunk)
             yield chunk
 
-    def read(self, file: BinaryIO) -> bytearray:
-        """All of the tensor's bytes."""
-        return next(self.chunks(file, self.bytes), bytearray())
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    def read_rows(self, file: BinaryIO, start: int, stop: int) -> bytearray:
+        """The bytes of some rows, wherever the file is being read; threads may do so at the same time."""
+        width = self.bytes // self.rows if self.rows else 0
+        data = bytearray((stop - start) * width)
+        if os.preadv(file.fileno(), [data], self.start + start * width) != len(data):
+            raise EOFError(f"The shard ends inside {self.name}.")
+        return data
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -62,8 +71,8 @@ def read_entries(path: Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.start)
 
 
-def write_shard(path: Path, entries: list[Entry], blocks: Iterable[bytearray | memoryview]) -> str:
-    """Writes the header for `entries`, then `blocks`: their bytes, in the same order. Returns the sha256 of the file in hex."""
+def shard_header(entries: list[Entry]) -> bytes:
+    """What stands before the tensors' bytes."""
     header: dict = {"__metadata__": {"format": "pt"}}
     end = 0
     for entry in entries:
@@ -71,7 +80,12 @@ def write_shard(path: Path, entries: list[Entry], blocks: Iterable[bytearray | m
         end += entry.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight
-    prefix = len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shard(path: Path, entries: list[Entry], blocks: Iterable[bytearray | memoryview]) -> str:
+    """Writes the header for `entries`, then `blocks`: their bytes, in the same order. Returns the sha256 of the file in hex."""
+    prefix, end = shard_header(entries), sum(entry.bytes for entry in entries)
     digest = hashlib.sha256(prefix)
     with path.open("wb") as file:
         file.write(prefix)

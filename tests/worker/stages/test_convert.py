@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from gguf import GGUFReader
+from safetensors.torch import save_file
 
 from app.jobs.spec import BUILT_IN_MODEL, JobSpec
 from app.jobs.states import FailureCode, Stage
@@ -63,7 +65,11 @@ def make_inputs(model: Path, converter: Path) -> Inputs:
 
 
 def make_spec(*quantizations: str) -> dict:
-    exports = [{"kind": "adapter"}, *({"kind": "gguf", "quantization": quantization} for quantization in quantizations)]
+    exports = [
+        {"kind": "adapter"},
+        {"kind": "merged"},
+        *({"kind": "gguf", "quantization": quantization} for quantization in quantizations),
+    ]
     return {"base_model": BUILT_IN_MODEL, "dataset": {"file": "file-1"}, "exports": exports}
 
 
@@ -152,12 +158,16 @@ def test_what_the_converter_does_not_know_is_named(tiny, tmp_path, name, edit, m
 @pytest.fixture
 def model(tmp_path) -> Path:
     (tmp_path / "merged").mkdir()
+    weights = {"a.weight": torch.zeros(4, 4, dtype=torch.bfloat16)}
+    save_file(weights, tmp_path / "merged/model.safetensors")
     return tmp_path / "merged"
 
 
 def fake_converter(folder: Path, script: str) -> Path:
     """Stands for llama.cpp's converter; `target` is where it is told to write."""
     head = "import sys, os, signal, time\ntarget = sys.argv[sys.argv.index('--outfile') + 1]\n"
+    (folder / "conversion.py").write_text("class ModelBase: prepare_tensors = None")
+    (folder / "gguf.py").write_text("class GGUFWriter: pass")
     (folder / "convert_hf_to_gguf.py").write_text(head + script)
     return folder
 
@@ -177,12 +187,12 @@ def test_a_failing_converter_fails_the_conversion(model, tmp_path, script, messa
     with pytest.raises(StageFailure, match=message) as failure:
         convert(model, tmp_path / "out", "f16", converter=fake_converter(tmp_path, script))
     assert (failure.value.code, failure.value.param) == (code, "exports")
-    assert failure.value.patch == {"exports": [{"kind": "adapter"}]}
+    assert failure.value.patch == {"exports": [{"kind": "adapter"}, {"kind": "merged"}]}
 
 
 def test_a_cut_off_gguf_is_refused(model, converted, tmp_path):
     whole = converted[0] / converted[1].files[0].path
-    script = f"open(target, 'wb').write(open({str(whole)!r}, 'rb').read()[:-4096])"
+    script = f"open(target, 'wb').write(open({str(whole)!r}, 'rb').read()[:4096])"
     with pytest.raises(StageFailure, match="cut off"):
         convert(model, tmp_path / "again", "f16", converter=fake_converter(tmp_path, script))
 
@@ -201,7 +211,7 @@ def test_the_progress_bar_is_reported_and_kept_out_of_the_log(model, tmp_path, c
     with pytest.raises(StageFailure):
         convert(model, tmp_path / "out", "f16", converter=fake_converter(tmp_path, bar))
     reports = [json.loads(line) for line in (tmp_path / "out/events.jsonl").read_text().splitlines()]
-    assert [(report["kind"], report["message"]) for report in reports] == [("progress", "writing f16: 0 %")]
+    assert [(report["kind"], report["message"]) for report in reports] == [("progress", "writing the outline: 0 %")]
     assert capsys.readouterr().out == "INFO: start\n"
 
 
@@ -223,8 +233,8 @@ def test_the_converter_ends_with_its_stage(model, tmp_path, ending):
     request = {"stage": "convert", "spec": make_spec("f16"), "inputs": make_inputs(model, converter).to_json()}
     (attempt / "input.json").write_text(json.dumps(request))
     stage = subprocess.Popen([sys.executable, "-m", "worker.stages", attempt], cwd=ROOT, stdin=subprocess.DEVNULL)
-    note = attempt / "out/gguf/Arzte-my-model-f16.gguf.pid"
-    wait_until(lambda: note.exists() and note.read_text())
+    wait_until(lambda: [note.read_text() for note in attempt.glob("out/*/outline/f16.gguf.pid")] > [""])
+    [note] = attempt.glob("out/*/outline/f16.gguf.pid")
     child = psutil.Process(int(note.read_text()))
     assert os.getpgid(child.pid) == os.getpgid(stage.pid)
     stage.send_signal(ending)

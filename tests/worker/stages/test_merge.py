@@ -58,9 +58,9 @@ def save_adapter(base: Path, folder: Path, **settings) -> Path:
     return folder
 
 
-def merge(models: Path, trained: Path, out: Path, exports=("merged",)):
+def merge(models: Path, trained: Path, out: Path):
     out.mkdir()
-    spec = JobSpec(base_model="tiny", dataset={"file": "file-1"}, exports=[{"kind": kind} for kind in exports])
+    spec = JobSpec(base_model="tiny", dataset={"file": "file-1"}, exports=[{"kind": "merged"}])
     inputs = Inputs(
         cache_dir=models.parent / "cache",
         models_dir=models,
@@ -137,12 +137,6 @@ def test_a_template_that_the_base_lacks_comes_from_prepare(models, tmp_path):
     outcome = merge(models, trained, tmp_path / "out")
     assert (tmp_path / "out/merged/chat_template.jinja").read_text() == "plain"
     assert "merged/chat_template.jinja" in {file.name for file in outcome.files}
-
-
-def test_nothing_is_published_for_gguf_alone(models, tmp_path):
-    base = save_base(models)
-    assert merge(models, save_adapter(base, tmp_path / "train"), tmp_path / "out", exports=["gguf"]).files == []
-    assert (tmp_path / "out/merged/model.safetensors").exists()
 
 
 def test_what_a_16_bit_base_keeps_in_fp32_stays_so(models, tmp_path):

@@ -1,0 +1,94 @@
+"""Runs llama.cpp's converter without the matrices. Executed in the converter's own process; imports nothing of this package.
+
+usage: outline_script.py CONVERTER INTO OUTTYPE[,OUTTYPE...] [the converter's other arguments]
+
+Writes INTO/OUTTYPE.gguf for each type: what the converter would write, up to the first tensor. And for the first type, where
+each tensor comes from: INTO/outline.json, a list of {name, source, order}, in which `source` is a tensor of the model as it is
+stored, with its rows in the order that outline.npz has under `order`, if that is not null. A tensor without a source is in
+outline.npz itself, under its own name, as the float32 that belong into the file; with neither, only the converter can make it.
+"""
+
+# mypy: ignore-errors
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from conversion import ModelBase
+
+converter, into, kinds, *arguments = sys.argv[1:]
+sources: dict[str, dict[str, Any]] = {}
+orders: dict[str, np.ndarray] = {}
+vectors: set[str] = set()
+
+
+def watched(modify: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    """The model's `modify_tensors`, with a note about what it makes of a tensor."""
+
+    def watch(data: Any, name: str, layer: int | None) -> Iterator[Any]:
+        results = list(modify(data, name, layer))
+        for made, tensor in results:
+            if data.dim() <= 1:
+                vectors.add(made)
+            elif tensor is data:
+                sources[made] = {"source": name, "order": None}
+            elif len(results) == 1 and (order := find_order(modify, data.shape, name, made, layer)) is not None:
+                key = next((key for key, known in orders.items() if np.array_equal(known, order)), f"order.{len(orders)}")
+                orders[key] = order
+                sources[made] = {"source": name, "order": key}
+        yield from results
+
+    return watch
+
+
+def find_order(modify: Callable[..., Any], shape: Any, name: str, made: str, layer: int | None) -> np.ndarray | None:
+    """The rows' new order, if that is all that changes: asked by a matrix of numbers that tell their place.
+
+    They are negative and positive and lie in two columns, so that other arithmetic, or another order of columns, shows.
+    """
+    if len(shape) != 2:
+        return None
+    probe = torch.arange(2.0 * shape[0]).view(-1, 2) - shape[0]
+    try:
+        [(again, result)] = modify(probe, name, layer)
+        order = (result[:, 0] + shape[0]).div(2).long()
+        same = again == made and torch.equal(order.sort().values, torch.arange(shape[0])) and torch.equal(result, probe[order])
+    except Exception as problem:
+        print(f"{made}: what becomes of it is not known: {problem!r}")
+        return None
+    return order.numpy() if same else None
+
+
+def prepare(model: Any) -> None:
+    model.modify_tensors = watched(model.modify_tensors)
+    original_prepare(model)
+
+
+def write_outline(writer: Any, **_: Any) -> None:
+    """In place of the writer's own method: everything but the tensors' data."""
+    writer.write_ti_data_to_file()
+    place = Path(into) / "outline.json"
+    if place.exists():
+        return
+    [tensors] = writer.tensors
+    values: dict[str, np.ndarray] = {}
+    listed = []
+    for name, info in tensors.items():
+        if name in vectors and info.dtype == gguf.GGMLQuantizationType.F32:
+            values[name] = gguf.LazyNumpyTensor.to_eager(info.tensor)
+        listed.append({"name": name, **sources.get(name, {"source": None, "order": None})})
+    np.savez(Path(into) / "outline.npz", **orders, **values)
+    place.write_text(json.dumps(listed))
+
+
+original_prepare = ModelBase.prepare_tensors
+ModelBase.prepare_tensors = prepare
+gguf.GGUFWriter.write_tensors_to_file = write_outline
+for kind in kinds.split(","):
+    sys.argv = [converter, "--outfile", str(Path(into) / f"{kind}.gguf"), "--outtype", kind, *arguments]
+    runpy.run_path(converter, run_name="__main__")
