@@ -84,7 +84,6 @@ def test_all_that_is_wrong_is_listed_at_once(client):
         ("dataset.file", "dataset_not_found"),
         ("dataset.validation_file", "dataset_not_found"),
         ("gpus", "not_available"),
-        ("exports[0].quantization", "not_available"),
         ("exports[2]", "invalid_spec"),
     }
 
