@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from app.dependencies import ReadSession, SettingsDep, WriteSession
+from app.dependencies import OnceDep, ReadSession, SettingsDep, WriteSession
 from app.error_handlers import refuse_with_400
 from app.errors import InvalidSpec
 from app.jobs import repository, service
@@ -13,7 +13,7 @@ from app.models import Job
 from app.openai import presentation, schemas
 from app.openai.request import FineTuningRequest, in_their_names, to_spec
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
-from app.strictness import refuse_idempotency_key, refuse_unknown_query
+from app.strictness import refuse_unknown_query
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs",
@@ -39,14 +39,17 @@ def show(session: ReadSession, job: Job) -> schemas.FineTuningJob:
     return presentation.present_all(session, [job])[0]
 
 
-@router.post("", dependencies=[Depends(refuse_idempotency_key)])
-def create_fine_tuning_job(body: FineTuningRequest, session: WriteSession, settings: SettingsDep) -> schemas.FineTuningJob:
+@router.post("")
+def create_fine_tuning_job(
+    body: FineTuningRequest, session: WriteSession, settings: SettingsDep, once: OnceDep
+) -> schemas.FineTuningJob:
     """Queues the job. Beside OpenAI's fields the body takes those of a JobSpec, as `extra_body` of OpenAI's SDK sends them."""
     spec = to_spec(body)
     try:
-        return show(session, service.create(session, settings, spec))
+        job_id = once.run(session, body.model_dump_json(), lambda: service.create(session, settings, spec).id)
     except InvalidSpec as error:
         raise in_their_names(error) from error
+    return show(session, repository.get(session, job_id))
 
 
 @router.get("", openapi_extra={"parameters": [METADATA_QUERY]})
