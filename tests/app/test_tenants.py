@@ -16,17 +16,18 @@ def test_a_session_sees_its_own_tenants_rows_and_one_without_a_tenant_all(submit
     file_id = job["spec"]["dataset"]["file"]
     for tenant, seen in (("default", True), (None, True), ("other", False)):
         with read_session(engine, tenant) as session:
-            listed = jobs.page(session, limit=10, after=None, status=None, base_model=None, labels={})
-            assert [row.id for row in listed] == [job["id"]] * seen
-            assert [row.id for row, _ in files.page(session, limit=10, after=None, purpose=None)] == [file_id] * seen
+            assert [row.id for row in jobs.page(session, limit=10, after=None, labels={})] == [job["id"]] * seen
+            listed = files.page(session, limit=10, after=None, purpose=None, newest_first=True)
+            assert [row.id for row, _ in listed] == [file_id] * seen
             assert (jobs.find(session, job["id"]) is not None, files.find(session, file_id) is not None) == (seen, seen)
     with read_session(engine, "other") as session, pytest.raises(NotFound):
         jobs.get(session, job["id"])
 
 
-def test_a_spec_cannot_name_what_another_tenant_owns(client, submit, end_job, engine, settings):
+def test_a_spec_cannot_name_what_another_tenant_owns(client, submit, make_artifact, end_job, engine, settings):
     client.put("/v1/secrets/hf", json={"value": "hf_1"})
     job = submit(hub_token="secret:hf")
+    make_artifact(job["id"], "adapter/adapter_model.safetensors", b"x")
     end_job(job["id"], JobStatus.RUNNING)
     end_job(job["id"], JobStatus.SUCCEEDED)
     spec = JobSpec.model_validate(job["spec"] | {"from_job": job["id"]})
