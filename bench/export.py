@@ -1,0 +1,163 @@
+"""The pass from a base model and an adapter to a GGUF, against llama.cpp's own route over a merged folder, in one run.
+
+usage: export.py PLACE [QUANTIZATION ...] [--quantizer LLAMA_QUANTIZE] [--untied] [--shard-size 5GB] [--tiny] [--peft]
+
+PLACE keeps the base model, of the Llama-3.2-1B shape with random weights, for the next run. llama.cpp's route is the stage
+`merge`, or with --peft a script with peft's merge_and_unload; then the converter, and for a mixture of types llama-quantize, or
+without its path our own quantiser on the converter's file. Every step is a process of its own: seconds on the wall, and the
+peak of its memory or its largest child's. The files are compared byte by byte. Prints JSON.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from app.jobs.spec import JobSpec
+from worker.exports.merged import KEY_PREFIX, LORA_A, LORA_B, read_shards
+from worker.exports.mixtures import MIXTURES
+from worker.settings import CONVERTER_DIR
+from worker.stages import Inputs
+
+ROOT = Path(__file__).resolve().parents[1]
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TITLE = "export"
+CALM = {"OMP_NUM_THREADS": "1"}
+
+BY_PEFT = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, adapter, into = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True).save_pretrained(into)
+AutoTokenizer.from_pretrained(base).save_pretrained(into)
+"""
+QUANTIZE = """
+import sys
+from pathlib import Path
+from worker.exports import gguf, gguf_writing
+from worker.exports.gguf_header import read_header
+from worker.exports.mixtures import mixed
+source, path, quantization = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+header = read_header(source)
+contents, merger = gguf.stored(source, header)
+target = gguf_writing.Target(path, mixed(header, quantization), rounded=header)
+gguf_writing.write([target], contents, merger, lambda done, total: None)
+"""
+
+
+def save_adapter(base: Path, folder: Path) -> None:
+    """Random factors of rank 16 for all linear layers."""
+    torch.manual_seed(2)
+    tensors = {}
+    for entry in (entry for entries in read_shards(base).values() for entry in entries):
+        if entry.name.removesuffix(".weight").endswith(tuple(LINEAR)):
+            module = KEY_PREFIX + entry.name.removesuffix(".weight")
+            tensors[module + LORA_A] = torch.randn(16, entry.shape[1]) * 0.02
+            tensors[module + LORA_B] = torch.randn(entry.shape[0], 16) * 0.02
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 16, "use_rslora": False, "bias": "none", "target_modules": LINEAR}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"task_type": "CAUSAL_LM"}))
+
+
+def measure(command: list, environment: dict[str, str] | None = None) -> dict:
+    """Seconds and MiB of a command, begun by a process of its own so that nobody else's peak is counted."""
+    program = "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode;"
+    program += "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, command)],
+        env=os.environ | CALM | {"PYTHONPATH": str(ROOT)} | (environment or {}),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    code, kibibytes = done.stdout.splitlines()[-1].split()
+    if int(code):
+        raise SystemExit(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+    return {"seconds": round(time.monotonic() - begun, 1), "peak_mib": int(kibibytes) // 1024}
+
+
+def run_stage(stage: str, spec: dict, place: Path, attempt: Path) -> dict:
+    attempt.mkdir(parents=True)
+    folders = {"train": place / "train", "prepare": place / "prepare"}
+    inputs = Inputs(
+        cache_dir=place, models_dir=place / "models", converter_dir=CONVERTER_DIR, title=TITLE, folders=folders,
+        values={"prepare": {"base_model": {"revision": None}}},
+    )  # fmt: skip
+    request = {"stage": stage, "spec": JobSpec.model_validate(spec).model_dump(mode="json"), "inputs": inputs.to_json()}
+    (attempt / "input.json").write_text(json.dumps(request))
+    figures = measure([sys.executable, "-m", "worker.stages", attempt])
+    result = json.loads((attempt / "result.json").read_text())
+    if result["status"] != "succeeded":
+        raise SystemExit(f"{stage} failed: {result['error']}")
+    return figures | {"peak_mib": result["peak_host_bytes"] >> 20} | result["values"]
+
+
+def compare(quantization: str, place: Path, work: Path, arguments: argparse.Namespace, merge: dict) -> dict:
+    spec = {"base_model": "base", "dataset": {"file": "file-1"}, "exports": [{"kind": "gguf", "quantization": quantization}]}
+    shutil.rmtree(work / "ours", ignore_errors=True)
+    ours = run_stage("convert", spec, place, work / "ours")
+    kind = "bf16" if quantization in MIXTURES else quantization
+    converted, expected = work / f"{kind}.gguf", work / f"{quantization}.gguf"
+    converter = [sys.executable, CONVERTER_DIR / "convert_hf_to_gguf.py", "--outfile", converted, "--outtype", kind]
+    steps = {"merge": merge, "converter": measure(
+        [*converter, "--model-name", TITLE, work / "merged"], {"PYTHONPATH": str(CONVERTER_DIR), "HF_HUB_OFFLINE": "1"}
+    )}  # fmt: skip
+    if quantization in MIXTURES:
+        command = [sys.executable, "-c", QUANTIZE, converted, expected, quantization]
+        if arguments.quantizer:
+            command = [arguments.quantizer, converted, expected, quantization.upper(), os.cpu_count()]
+        steps["quantizer"] = measure(command)
+    [made] = (work / "ours/out/gguf").glob("*.gguf")
+    identical = subprocess.run(["cmp", "-s", made, expected]).returncode == 0
+    seconds = sum(step["seconds"] for step in steps.values())
+    for path in (made, converted, expected):
+        path.unlink(missing_ok=True)
+    return {
+        "quantization": quantization, "ours": ours, "llama_cpp": steps, "llama_cpp_seconds": round(seconds, 1),
+        "times_faster": round(seconds / ours["seconds"], 2), "identical": identical,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("place", type=Path)
+    parser.add_argument("quantizations", nargs="*", default=["q8_0", "q4_k_m"])
+    parser.add_argument("--quantizer", help="the path of llama-quantize")
+    parser.add_argument("--untied", action="store_true")
+    parser.add_argument("--shard-size", default="5GB")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--peft", action="store_true", help="let peft make the merged folder")
+    arguments = parser.parse_args()
+    place = arguments.place.resolve()
+    base = place / "models/base"
+    if not base.exists():
+        flags = [flag for flag in ("untied", "tiny") if getattr(arguments, flag)]
+        command = [sys.executable, ROOT / "bench/make_model.py", base, "--shard-size", arguments.shard_size]
+        measure([*command, *(f"--{flag}" for flag in flags)])
+        save_adapter(base, place / "train/adapter")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        work = Path(folder)
+        spec = {"base_model": "base", "dataset": {"file": "file-1"}, "exports": [{"kind": "merged"}]}
+        if arguments.peft:
+            merge = measure(
+                [sys.executable, "-c", BY_PEFT, base, place / "train/adapter", work / "merged"], {"OMP_NUM_THREADS": ""}
+            )
+        else:
+            merge = run_stage("merge", spec, place, work / "merge")
+            (work / "merge/out/merged").rename(work / "merged")
+        results = [compare(quantization, place, work, arguments, merge) for quantization in arguments.quantizations]
+    print(json.dumps({"cores": os.cpu_count(), "shards": len(read_shards(base)), "results": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
