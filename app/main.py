@@ -17,6 +17,7 @@ import app.keys.endpoints
 import app.openai.endpoints
 import app.openai.models
 import app.secrets.endpoints
+import app.webhooks.endpoints
 import app.workers.endpoints
 from app import error_handlers
 from app.body_limit import BodyLimit
@@ -30,6 +31,7 @@ from app.secrets import service as secrets
 from app.security import Guard, is_loopback
 from app.settings import Settings, read_flags
 from app.storage import Storage
+from app.webhooks import service as webhooks
 
 MAX_BODY_BYTES = 1 << 20
 MAX_UPLOAD_BYTES = 16 << 30
@@ -45,6 +47,8 @@ ROUTERS = (
     app.openai.models.router,
     app.secrets.endpoints.router,
     app.keys.endpoints.router,
+    app.webhooks.endpoints.router,
+    app.webhooks.endpoints.native_router,
     app.workers.endpoints.router,
     app.health.endpoints.router,
 )
@@ -56,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         engine = service.state.engine
         migrate(engine)
         secrets.renew(engine, service.state.settings)
+        webhooks.renew(engine, service.state.settings)
         reaper = Reaper(engine, service.state.settings)
         reaper.start()
         yield

@@ -61,6 +61,17 @@ RULES = {
     "GET /v1/keys": ADMINS,
     "POST /v1/keys": ADMINS,
     "DELETE /v1/keys/{key_id}": ADMINS,
+    "GET /v1/webhook_event_types": OWN,
+    "GET /v1/webhook_endpoints": OWN,
+    "POST /v1/webhook_endpoints": OWN,
+    "GET /v1/webhook_endpoints/{endpoint_id}": OWNED,
+    "POST /v1/webhook_endpoints/{endpoint_id}": OWNED,
+    "PATCH /v1/webhook_endpoints/{endpoint_id}": OWNED,
+    "DELETE /v1/webhook_endpoints/{endpoint_id}": OWNED,
+    "POST /v1/webhook_endpoints/{endpoint_id}/rotate_secret": OWNED,
+    "POST /v1/webhook_endpoints/{endpoint_id}/test": OWNED,
+    "GET /v1/webhook_deliveries": OWN,
+    "POST /v1/webhook_deliveries/{delivery_id}/redeliver": OWNED,
     "GET /v1/workers": OWN,
     "GET /v1/queue": OWN,
 }
@@ -69,6 +80,9 @@ BODIES = {
     "PUT /v1/secrets/{name}": {"value": "x"},
     "POST /v1/fine_tuning/jobs": {"model": "smollm2-135m-instruct", "dataset": {"hub": {"repo": "a/b"}}},
     "POST /v1/keys": {},
+    "POST /v1/webhook_endpoints": {"url": "https://hooks.example.com/"},
+    "POST /v1/webhook_endpoints/{endpoint_id}": {"name": "x"},
+    "PATCH /v1/webhook_endpoints/{endpoint_id}": {"name": "x"},
 }
 QUERIES = {"GET /v1/files/{file_id}/preview": {"base_model": "smollm2-135m-instruct"}}
 SAFE = ("GET ", "HEAD ")
@@ -92,7 +106,11 @@ def samples(keyed, submit, take_up, end_job, make_artifact):
     end_job(made, JobStatus.SUCCEEDED)
     keyed.put("/v1/secrets/owned", json={"value": "x"})
     key = keyed.post("/v1/keys", json={"name": "the owner's"}).json()
+    endpoint = keyed.post("/v1/webhook_endpoints", json={"url": "https://localhost:1024/the-owner's"}).json()
+    keyed.post(f"/v1/jobs/{submit()['id']}/cancel")
     return {
+        "endpoint_id": endpoint["id"],
+        "delivery_id": keyed.get("/v1/webhook_deliveries").json()["data"][0]["id"],
         "job_id": job["id"],
         "file_id": job["spec"]["dataset"]["file"],
         "artifact": "gguf/owned.gguf",
@@ -149,7 +167,8 @@ def test_a_key_that_may_only_read_changes_nothing(call, make_key):
 
 def test_another_tenant_finds_nothing_of_the_owners(call, make_key, samples):
     other = make_key(scopes=["read", "write", "admin"], tenant="other")["key"]
-    traces = [samples[name] for name in ("job_id", "file_id", "key_id", "artifact", "model")] + ["the owner's"]
+    names = ("job_id", "file_id", "key_id", "artifact", "model", "endpoint_id", "delivery_id")
+    traces = [*(samples[name] for name in names), "the owner's", "the-owner's"]
     for operation, rule in RULES.items():
         if operation == "DELETE /v1/secrets/{name}":
             continue
