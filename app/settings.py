@@ -20,6 +20,9 @@ LONGEST_SOCKET_PATH = 100
 KEY_BYTES = 32
 
 
+MOST_KL = {"f16": 1e-3, "bf16": 1e-3, "q8_0": 0.05, "q6_k": 0.1, "q5_k_m": 0.1, "q4_k_m": 0.3}
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TUNESMITH_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True)
 
@@ -38,6 +41,8 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60, gt=0)
     reaper_seconds: float = Field(default=10, gt=0)
     device_memory_bytes: int | None = Field(default=None, gt=0)
+    most_kl: dict[str, float] = Field(default={}, validate_default=True)
+    """By quantization: the mean divergence from the merged model, in nats per token, above which a file is not offered."""
     webhook_allow_cidrs: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks that webhooks may be sent to although they are not public, as in `10.0.0.0/8,fd00::/8`."""
 
@@ -55,6 +60,13 @@ class Settings(BaseSettings):
                     "each key, separated by commas, must be 32 bytes in base64: `openssl rand -base64 32` makes one"
                 )
         return value
+
+    @field_validator("most_kl", mode="after")
+    @classmethod
+    def _has_all_kinds(cls, value: dict[str, float]) -> dict[str, float]:
+        if unknown := value.keys() - MOST_KL.keys():
+            raise ValueError(f"{min(unknown)} is none of {', '.join(MOST_KL)}")
+        return MOST_KL | value
 
     @cached_property
     def root(self) -> Path:

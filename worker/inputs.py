@@ -89,6 +89,7 @@ def common_inputs(settings: Settings, title: str) -> dict[str, Any]:
         "models_dir": settings.models_dir.expanduser().resolve() if settings.models_dir else None,
         "converter_dir": CONVERTER_DIR,
         "title": title,
+        "most_kl": settings.most_kl,
         "device_memory_bytes": settings.device_memory_bytes,
     }
 

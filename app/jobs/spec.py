@@ -219,7 +219,7 @@ def plan(spec: JobSpec) -> list[Stage]:
     if spec.exports_of("merged"):
         stages.append(Stage.MERGE)
     if spec.exports_of("gguf"):
-        stages.append(Stage.CONVERT)
+        stages += [Stage.CONVERT, Stage.VERIFY]
     if spec.publish:
         stages.append(Stage.PUBLISH)
     return stages

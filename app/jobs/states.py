@@ -33,6 +33,7 @@ class Stage(StrEnum):
     TRAIN = "train"
     MERGE = "merge"
     CONVERT = "convert"
+    VERIFY = "verify"
     PUBLISH = "publish"
 
     @property

@@ -42,6 +42,7 @@ STAGES: dict[Stage, str] = {
     Stage.TRAIN: "worker.stages.train",
     Stage.MERGE: "worker.stages.merge",
     Stage.CONVERT: "worker.stages.convert",
+    Stage.VERIFY: "worker.stages.verify",
     Stage.PUBLISH: "worker.stages.publish",
 }
 
@@ -107,6 +108,8 @@ class Inputs:
     """The `out/` of this stage's earlier attempts, newest first. Read only."""
     adapter: Path | None = None
     """The folder of the adapter that training starts from, if the spec names a job."""
+    most_kl: dict[str, float] = field(default_factory=dict)
+    """By quantization: what a file may differ from the merged model, in nats per token."""
     artifacts: list[StoredFile] = field(default_factory=list)
     """Of the stage `publish`: what the stages before have made."""
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,93 @@
+"""One GGUF file held against the model that was trained."""
+
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.data.gguf_weights import read_gguf
+from worker.verification.chats import Chat, check_tokens
+from worker.verification.divergence import Divergence, measure
+from worker.verification.llama import CannotLoad, Llama
+
+CERTAINTY = 4.0
+"""Standard errors."""
+MOST_EXCESS = 0.25
+"""Of the adapter, as a share of it."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every file of a job must have. `template` is None for a model that is asked without one, `stop` for one whose
+    answers no special token ends, `bos` for one whose documents begin with none. `merged` and `base` are
+    the logits of the merged model and of the base model."""
+
+    chats: list[Chat]
+    tokenizer: Any
+    template: str | None
+    bos: int | None
+    stop: int | None
+    documents: list[np.ndarray]
+    merged: list[np.ndarray]
+    base: list[np.ndarray]
+
+
+def verify_file(path: Path, expected: Expected, most_kl: float) -> dict[str, Any]:
+    """The artifact's `verification`: {method, kl, most_kl, perplexity, reference_perplexity, top1, tokens, adapter,
+    adapter_error, chats, passed, problems}. What could not be measured is null; `problems` are sentences."""
+    problems: list[str] = []
+    divergence = None
+    try:
+        template = read_template(path)
+        with Llama(path) as llama:
+            problems += check_vocabulary(llama, template, expected)
+            found = llama.logits(expected.documents)
+            divergence = measure(expected.documents, expected.merged, expected.base, found)
+    except (CannotLoad, ValueError, OSError, struct.error, KeyError) as problem:
+        problems.append(str(problem) if isinstance(problem, CannotLoad) else "the file is cut off or no GGUF file")
+    if divergence:
+        problems += check_divergence(divergence, most_kl)
+    return describe(divergence) | {
+        "method": "llama.cpp",
+        "most_kl": most_kl,
+        "chats": len(expected.chats),
+        "passed": not problems,
+        "problems": problems,
+    }
+
+
+def check_divergence(found: Divergence, most_kl: float) -> Iterator[str]:
+    """What is wrong, in sentences. An adapter that the quantization drowns is not told from a fault, and passes."""
+    if not found.kl <= most_kl:
+        yield f"its probabilities are {found.kl:.4g} nats per token from the merged model's, and at most {most_kl:g} is allowed"
+    if found.adapter is not None and found.adapter_error is not None:
+        surely = abs(found.adapter - 1) - CERTAINTY * found.adapter_error
+        if surely > MOST_EXCESS:
+            yield f"it seems to have the adapter in it {found.adapter:.2f} times, not once"
+
+
+def describe(divergence: Divergence | None) -> dict[str, Any]:
+    """JSON has no number for what is none."""
+    figures = asdict(divergence) if divergence else dict.fromkeys(Divergence.__dataclass_fields__)
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}
+
+
+def read_template(path: Path) -> str | None:
+    metadata, _ = read_gguf(path)
+    return metadata.get("tokenizer.chat_template")
+
+
+def check_vocabulary(llama: Llama, template: str | None, expected: Expected) -> list[str]:
+    """What is wrong with its tokens, template and stop token, in sentences."""
+    if template != expected.template:
+        return ["its chat template is not the one that the model was trained with"]
+    problems = list(check_tokens(expected.chats, expected.tokenizer, template, llama, expected.bos))
+    if expected.tokenizer.eos_token_id not in (None, llama.eos):
+        problems.append(f"its EOS is the token {llama.eos}, not {expected.tokenizer.eos_token_id}")
+    elif expected.stop is not None and not llama.stops_at(expected.stop):
+        problems.append(f"llama.cpp does not stop at the token {expected.stop}, which ended answers in training")
+    return problems
