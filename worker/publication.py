@@ -14,7 +14,7 @@ from app.jobs import repository as jobs
 from app.jobs.keys import stage_keys
 from app.jobs.results import write_results
 from app.jobs.spec import JobSpec, plan
-from app.jobs.states import EventType, JobStatus
+from app.jobs.states import HELD, EventType, JobStatus, Stage
 from app.models import Artifact, File, Job, StageRun, now
 from app.storage import Storage
 
@@ -25,12 +25,16 @@ def publish_inspection(session: Session, file: File, values: dict[str, Any]) -> 
 
 
 def publish_stage(session: Session, storage: Storage, job: Job, run: StageRun, out: Path) -> None:
-    """The run has just been finished and holds its outputs."""
-    run.key = stage_keys(job.spec)[run.stage]
+    """The run has just been finished and holds its outputs. What is to be verified is held back until it is."""
+    keys = stage_keys(job.spec)
+    run.key = keys[run.stage]
     session.add(run)
     outputs = run.outputs or {}
-    for file in outputs["files"]:
-        publish_file(session, storage, job, out, file)
+    if run.stage is Stage.VERIFY:
+        publish_verified(session, storage, job, outputs["values"]["verification"])
+    if run.stage not in HELD or Stage.VERIFY not in keys:
+        for file in outputs["files"]:
+            publish_file(session, storage, job, out, file, None)
     seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
     data = {"stage": run.stage, "attempt": run.attempt, "duration_seconds": seconds}
     jobs.record_event(session, job, EventType.STAGE_FINISHED, f"Stage {run.stage} finished.", data)
@@ -54,7 +58,17 @@ def go_on(session: Session, storage: Storage, job: Job, run: StageRun) -> None:
         stage_runs.enqueue(session, job=job, stage=rest[0], attempt=before.attempt + 1 if before else 1)
 
 
-def publish_file(session: Session, storage: Storage, job: Job, out: Path, file: dict[str, Any]) -> None:
+def publish_verified(session: Session, storage: Storage, job: Job, verification: dict[str, dict[str, Any]]) -> None:
+    """What earlier stages made: with what was found of it, by artifact name."""
+    for run in stage_runs.succeeded(session, job.id, HELD):
+        out = storage.attempt_folder(job.id, run.stage, run.attempt) / "out"
+        for file in (run.outputs or {})["files"]:
+            publish_file(session, storage, job, out, file, verification.get(file["name"]))
+
+
+def publish_file(
+    session: Session, storage: Storage, job: Job, out: Path, file: dict[str, Any], verification: dict[str, Any] | None
+) -> None:
     """Links a finished file into storage. A file by that name from an earlier run of the stage is replaced."""
     source = (out / file["path"]).resolve()
     if not source.is_relative_to(out.resolve()) or source.stat().st_size != file["bytes"]:
@@ -64,7 +78,7 @@ def publish_file(session: Session, storage: Storage, job: Job, out: Path, file: 
     found = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.name == file["name"])).first()
     artifact = found or Artifact(tenant_id=job.tenant_id, job_id=job.id, name=file["name"], kind="", blob_sha256="")
     artifact.kind, artifact.blob_sha256 = file["kind"], file["sha256"]
-    artifact.verification, artifact.created_at = None, now()
+    artifact.verification, artifact.created_at = verification, now()
     session.add(artifact)
     data = {"id": artifact.id, **{key: file[key] for key in ("name", "kind", "bytes", "sha256")}}
     jobs.record_event(session, job, EventType.JOB_ARTIFACT, f"Artifact {file['name']} is ready.", data)

@@ -6,7 +6,8 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
-from app.models import Artifact, Blob
+from app.jobs.states import HELD, StageStatus
+from app.models import Artifact, Blob, StageRun
 
 
 def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, int]]:
@@ -18,9 +19,27 @@ def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, 
 def get(session: Session, job_id: str, name: str) -> Artifact:
     artifact = session.exec(select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name)).first()
     if artifact is None:
-        message = f"{job_id} has no artifact {name!r}. GET /v1/jobs/{job_id}/artifacts lists those that it has so far."
-        raise NotFound(message, param="name", code="artifact_not_found")
+        raise not_verified(name) if is_held(session, job_id, name) else not_there(job_id, name)
     return artifact
+
+
+def is_held(session: Session, job_id: str, name: str) -> bool:
+    """Whether the file was made, and waits for its verification or has failed it."""
+    made = (StageRun.job_id == job_id, StageRun.status == StageStatus.SUCCEEDED, col(StageRun.stage).in_(HELD))
+    outputs = session.exec(select(StageRun.outputs).where(*made))
+    return any(file["name"] == name for output in outputs for file in (output or {})["files"])
+
+
+def not_verified(name: str) -> NotFound:
+    message = (
+        f"{name} is made, but it is offered only once the stage verify has found it right. The job's events say what it finds."
+    )
+    return NotFound(message, param="name", code="artifact_not_verified")
+
+
+def not_there(job_id: str, name: str) -> NotFound:
+    message = f"{job_id} has no artifact {name!r}. GET /v1/jobs/{job_id}/artifacts lists those that it has so far."
+    return NotFound(message, param="name", code="artifact_not_found")
 
 
 def find_owners(session: Session, job_ids: Collection[str]) -> set[str]:

@@ -13,7 +13,7 @@ from app.files import repository as files
 from app.jobs import lineage, recovery, repository, stage_runs
 from app.jobs.keys import stage_keys
 from app.jobs.spec import SPEC_VERSION, JobSpec, count_warmup, merged
-from app.jobs.states import EventType, JobStatus, Stage, StageStatus
+from app.jobs.states import HELD, EventType, FailureCode, JobStatus, Stage, StageStatus
 from app.jobs.validation import validate
 from app.models import Job, StageRun, now
 from app.settings import Settings
@@ -149,9 +149,15 @@ def retry(session: Session, job_id: str, spec: JobSpec, overrides: dict[str, Any
 
 
 def find_first_stage(session: Session, job: Job) -> tuple[Stage, list[StageRun]]:
-    """The first stage whose newest success does not have the key that it would have now, and the successes from there on."""
+    """The first stage whose newest success does not have the key that it would have now, and the successes from there on.
+
+    What was found not to be the model that was trained does not count: it is made again.
+    """
     keys = stage_keys(job.spec)
     newest = {run.stage: run for run in stage_runs.attempts(session, job.id) if run.status is StageStatus.SUCCEEDED}
+    verified = stage_runs.last_attempt(session, job.id, Stage.VERIFY)
+    if verified and (verified.error or {}).get("code") == FailureCode.VERIFICATION_FAILED:
+        keys |= dict.fromkeys(keys.keys() & {*HELD}, "")
     stages = list(keys)
     kept = list(takewhile(lambda stage: stage in newest and newest[stage].key == keys[stage], stages))
     first = stages[min(len(kept), len(stages) - 1)]

@@ -5,7 +5,7 @@ run was taken from it: cancelled, ended, or claimed again. Times are those of th
 SQLite lives on.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -180,6 +180,12 @@ def attempts(session: Session, job_id: str) -> list[StageRun]:
     """Every attempt at every stage of a job, oldest first."""
     statement = select(StageRun).where(StageRun.job_id == job_id)
     return list(session.exec(statement.order_by(col(StageRun.created_at), col(StageRun.id))))
+
+
+def succeeded(session: Session, job_id: str, stages: Collection[Stage]) -> list[StageRun]:
+    """The newest success of each of these stages that has one, in their order."""
+    newest = {run.stage: run for run in attempts(session, job_id) if run.status is StageStatus.SUCCEEDED}
+    return [newest[stage] for stage in stages if stage in newest]
 
 
 def inspections(session: Session, file_id: str) -> list[StageRun]:

@@ -41,6 +41,10 @@ class Stage(StrEnum):
         return Resource.GPU if self is Stage.TRAIN else Resource.CPU
 
 
+HELD = (Stage.MERGE, Stage.CONVERT)
+"""The stages whose files are offered only once the stage `verify`, where a job has it, has found them right."""
+
+
 class Resource(StrEnum):
     GPU = "gpu"
     CPU = "cpu"

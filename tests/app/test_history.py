@@ -159,6 +159,7 @@ def test_attempts_are_all_there_and_the_job_shows_the_newest_of_each_stage(clien
         ("train", "running", 2),
         ("merge", "queued", None),
         ("convert", "queued", None),
+        ("verify", "queued", None),
     ]
     assert job["stages"][1]["worker"] == "wrk_2"
 

@@ -21,6 +21,7 @@ def test_a_job_is_created_queued_with_the_contracts_defaults_resolved(client, su
         ("train", "queued"),
         ("merge", "queued"),
         ("convert", "queued"),
+        ("verify", "queued"),
     ]
     assert (job["spec"]["training"]["epochs"], job["spec"]["training"]["max_steps"]) == (1.0, None)
     assert job["spec"]["exports"] == [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf", "quantization": "q8_0"}]

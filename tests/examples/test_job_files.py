@@ -13,8 +13,8 @@ JOB_FILES = sorted(EXAMPLES.glob("*.json"))
 EXPERIMENTS = {
     # number: samples, steps, checkpoints, stages
     1: (64, 1, None, ["prepare", "train"]),
-    2: (10_000, 50, 10, ["prepare", "train", "merge", "convert"]),
-    3: (10_000, 600, 10, ["prepare", "train", "merge", "convert"]),
+    2: (10_000, 50, 10, ["prepare", "train", "merge", "convert", "verify"]),
+    3: (10_000, 600, 10, ["prepare", "train", "merge", "convert", "verify"]),
 }
 
 

@@ -158,7 +158,9 @@ def grace_of_a_minute() -> dict[str, float]:
 
 FAILS_ONCE = """
     values["made_by"] = attempt
-    name = {"prepare": None, "train": "adapter/a", "merge": "merged/m", "convert": "gguf/" + (spec.name or "x")}[stage]
+    name = {"train": "adapter/a", "merge": "merged/m", "convert": "gguf/" + (spec.name or "x")}.get(stage)
+    if stage == "verify":
+        values["verification"] = {}
     if name:
         (out / "file").write_text(json.dumps([stage, attempt, spec.training.learning_rate]))
         files.append(OutputFile.of(out, out / "file", name=name, kind=name.split("/")[0]))
@@ -169,7 +171,7 @@ FAILS_ONCE = """
 
 @pytest.fixture
 def failed(supervised: Supervised) -> str:
-    """A job that failed in its last stage."""
+    """A job whose conversion failed."""
     supervised.script(FAILS_ONCE)
     exports = [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf"}]
     job_id = supervised.submit(exports=exports, base_model="smollm2-135m-instruct")
@@ -193,7 +195,7 @@ def test_a_retry_starts_at_the_stage_that_failed(supervised: Supervised, failed:
     assert retry(supervised, failed) is Stage.CONVERT
     supervised.work()
     assert supervised.job(failed).status is JobStatus.SUCCEEDED
-    assert attempts_of(supervised, failed) == ["convert 2"]
+    assert attempts_of(supervised, failed) == ["convert 2", "verify 1"]
     assert set(read_artifacts(supervised, failed)) == {"adapter/a", "merged/m", "gguf/x"}
 
 
@@ -218,7 +220,7 @@ def test_a_retry_starts_at_the_first_stage_that_an_override_changes(
     supervised.work()
     assert supervised.job(failed).status is JobStatus.SUCCEEDED
     stages = [Stage.PREPARE, Stage.TRAIN, Stage.MERGE, Stage.CONVERT]
-    assert attempts_of(supervised, failed) == [f"{stage} 2" for stage in stages[stages.index(first) :]]
+    assert attempts_of(supervised, failed) == [f"{stage} 2" for stage in stages[stages.index(first) :]] + ["verify 1"]
 
 
 def test_what_was_made_with_other_settings_goes_when_the_retry_begins(supervised: Supervised, failed: str) -> None:

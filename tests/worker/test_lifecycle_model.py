@@ -189,7 +189,7 @@ class Lifecycle(RuleBasedStateMachine):
         run, training = self.run_of(self.claim), self.job().spec["training"]
         self.settle(self.claim, how)
         self.claim = None
-        last = run.stage == "convert"
+        last = run.stage == "verify"
         if how == "succeeded":
             self.deaths = 0
             if last and not self.wants_cancel:
@@ -220,7 +220,7 @@ class Lifecycle(RuleBasedStateMachine):
             "patch": None,
         }
         result: dict[str, Any] | None = {
-            "succeeded": {"status": "succeeded", "values": {}, "files": []},
+            "succeeded": {"status": "succeeded", "values": {"verification": {}}, "files": []},
             "stopped": {"status": "stopped"},
         }.get(how, {"status": "failed", "error": error})
         ending = Ending.YIELDED if how == "stopped" else Ending.BY_ITSELF
