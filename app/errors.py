@@ -9,6 +9,8 @@
     ├── TooLarge              413
     ├── InvalidSpec           422   one or more fields are wrong
     │   └── NotAvailable      422   this build does not do it
+    ├── RateLimited           429   too many requests: wait and go on
+    ├── QuotaExceeded         429   too much at a time: waiting alone will not help
     ├── Unavailable           503
     └── DiskFull              507
 
@@ -93,6 +95,15 @@ class InvalidSpec(TunesmithError):
 
 class NotAvailable(InvalidSpec):
     code = "not_available"
+
+
+class RateLimited(TunesmithError):
+    status, type, code = 429, "rate_limit_error", "rate_limited"
+
+
+class QuotaExceeded(TunesmithError):
+    status, type, code = 429, "rate_limit_error", "quota_exceeded"
+    headers = {"x-should-retry": "false"}
 
 
 class Unavailable(TunesmithError):

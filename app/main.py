@@ -25,6 +25,7 @@ from app.db import make_engine
 from app.jobs.stream import Feeds
 from app.keys.keyring import Keyring
 from app.migration import migrate
+from app.rate_limits import Limiter, RateLimits
 from app.reaper import Reaper
 from app.request_ids import RequestIds
 from app.secrets import service as secrets
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     attach(service, settings)
     service.add_middleware(BodyLimit, default=MAX_BODY_BYTES, by_path={"/v1/files": MAX_UPLOAD_BYTES})
+    service.add_middleware(RateLimits)
     service.add_middleware(Guard)
     service.add_middleware(RequestIds)
     error_handlers.install(service)
@@ -90,6 +92,7 @@ def attach(service: FastAPI, settings: Settings) -> None:
     service.state.storage = Storage(settings.root)
     service.state.feeds = Feeds(service.state.engine)
     service.state.keyring = Keyring(service.state.engine, settings.bootstrap_key)
+    service.state.limiter = Limiter(settings)
 
 
 def main() -> None:

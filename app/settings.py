@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     device_memory_bytes: int | None = Field(default=None, gt=0)
     most_kl: dict[str, float] = Field(default={}, validate_default=True)
     """By quantization: the mean divergence from the merged model, in nats per token, above which a file is not offered."""
+    max_open_jobs: int | None = Field(default=None, ge=0)
+    """How many jobs of a tenant may wait, run or be paused at a time."""
+    max_stored_bytes: int | None = Field(default=None, ge=0)
+    """What a tenant's files and artifacts may take."""
+    requests_per_minute: int | None = Field(default=None, ge=0)
+    """How many a tenant may send; 0 for any number. See `app.rate_limits` for the default."""
     webhook_allow_cidrs: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks that webhooks may be sent to although they are not public, as in `10.0.0.0/8,fd00::/8`."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
-from app.dependencies import EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import Caller, EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.downloads import send_blob
 from app.error_handlers import refuse_with_400
 from app.files import repository, service, tokenised
@@ -46,9 +46,11 @@ UPLOAD_FORM = {
 }
 
 
-async def receive_upload(request: Request, engine: EngineDep, storage: StorageDep) -> AsyncIterator[Upload]:
+async def receive_upload(
+    request: Request, engine: EngineDep, settings: SettingsDep, storage: StorageDep, caller: Caller
+) -> AsyncIterator[Upload]:
     """The upload in a file of its own, which is gone when the request ends."""
-    service.check_room(engine, storage, request.headers.get("content-length"))
+    service.check_room(engine, settings, storage, caller.tenant_id, request.headers.get("content-length"))
     path = storage.upload(new_id("upload_"))
     form = Form(request.headers.get("content-type", ""), path, service.check_name)
     try:
@@ -63,11 +65,15 @@ async def receive_upload(request: Request, engine: EngineDep, storage: StorageDe
 
 @router.post("", openapi_extra={"requestBody": UPLOAD_FORM})
 def create_file(
-    upload: Annotated[Upload, Depends(receive_upload)], session: WriteSession, storage: StorageDep, once: OnceDep
+    upload: Annotated[Upload, Depends(receive_upload)],
+    session: WriteSession,
+    settings: SettingsDep,
+    storage: StorageDep,
+    once: OnceDep,
 ) -> File:
     """Streams the file to disk; it is visible only when it is whole. A worker then reads it and writes its report."""
     body = f"{upload.sha256} {upload.filename}"
-    file_id = once.run(session, body, lambda: service.create(session, storage, upload).id)
+    file_id = once.run(session, body, lambda: service.create(session, settings, storage, upload).id)
     return File.of(repository.get(session, file_id), upload.size)
 
 

@@ -5,7 +5,8 @@ from pathlib import PurePath
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from app import blobs
+from app import blobs, quotas
+from app.db import read_session
 from app.disk import MAKE_SPACE, in_words
 from app.errors import Conflict, Detail, DiskFull, InvalidSpec
 from app.files import repository
@@ -14,6 +15,7 @@ from app.jobs import stage_runs
 from app.jobs.states import Stage
 from app.models import File
 from app.reserve import free_beside_reserve
+from app.settings import Settings
 from app.storage import Storage
 from app.suggestions import suggest
 from app.tenancy import tenant_of
@@ -28,9 +30,11 @@ def check_name(filename: str) -> None:
         raise InvalidSpec.of([Detail("file", message)])
 
 
-def check_room(engine: Engine, storage: Storage, length: str | None) -> None:
-    """DiskFull for an upload that says to be larger than what is left, before any of it is read."""
+def check_room(engine: Engine, settings: Settings, storage: Storage, tenant_id: str, length: str | None) -> None:
+    """DiskFull or QuotaExceeded for an upload that says to be larger than what is left, before any of it is read."""
     size, free = int(length or 0), free_beside_reserve(engine, storage.root)
+    with read_session(engine, tenant_id) as session:
+        quotas.check_storage(session, settings, size)
     if size > free:
         raise DiskFull(f"The upload has {in_words(size)}, and the service's disk {in_words(free)} free. {MAKE_SPACE}.")
 
@@ -53,8 +57,9 @@ def check_upload(fields: dict[str, str], filename: str | None, size: int) -> Non
         raise InvalidSpec.of(details)
 
 
-def create(session: Session, storage: Storage, upload: Upload) -> File:
+def create(session: Session, settings: Settings, storage: Storage, upload: Upload) -> File:
     """Takes a whole upload into storage and queues its inspection."""
+    quotas.check_storage(session, settings, upload.size)
     blobs.keep(session, upload.sha256, upload.size)
     storage.ingest(upload.path, upload.sha256)
     file = File(tenant_id=tenant_of(session), filename=upload.filename, purpose=PURPOSE, blob_sha256=upload.sha256)

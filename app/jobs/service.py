@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from app import blobs
+from app import blobs, quotas
 from app.artifacts import repository as artifacts
 from app.errors import Conflict, Detail, InvalidSpec, NotAvailable
 from app.files import repository as files
@@ -24,6 +24,7 @@ from app.tenancy import tenant_of
 def create(session: Session, settings: Settings, spec: JobSpec) -> Job:
     """Queues the job's first stage. InvalidSpec, with everything that is wrong, and nothing is queued."""
     validate(session, settings, spec)
+    quotas.check_jobs(session, settings)
     job = Job(
         tenant_id=tenant_of(session),
         name=spec.name,
@@ -102,7 +103,7 @@ def queue_next_attempt(session: Session, job: Job) -> None:
 
 def plan_retry(session: Session, settings: Settings, job_id: str, overrides: dict[str, Any]) -> JobSpec:
     """The spec that a retry would run with. Conflict for a job that did not fail; ValidationError or InvalidSpec for overrides
-    that cannot be. Reads only: the hub may be asked, and no writer shall wait for it."""
+    that cannot be; QuotaExceeded. Reads only: the hub may be asked, and no writer shall wait for it."""
     job = repository.get(session, job_id)
     refuse_retry(job)
     spec = resolve(JobSpec.model_validate(merged(job.spec, with_one_length(overrides))))
@@ -111,6 +112,7 @@ def plan_retry(session: Session, settings: Settings, job_id: str, overrides: dic
         patch = {"max_runtime_seconds": 2 * spec.max_runtime_seconds}
         raise InvalidSpec.of([Detail("max_runtime_seconds", message, patch=patch)])
     validate(session, settings, spec)
+    quotas.check_jobs(session, settings)
     return lineage.inherit(session, spec)
 
 
