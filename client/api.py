@@ -160,6 +160,37 @@ class Client:
     def revoke_key(self, key_id: str) -> None:
         self._send("DELETE", f"/v1/keys/{quote(key_id, safe='')}")
 
+    def webhook_endpoints(self) -> Iterator[dict[str, Any]]:
+        """All of them, the newest first."""
+        params: dict[str, Any] = {"limit": PAGE}
+        while True:
+            page = self._json("GET", "/v1/webhook_endpoints", params=params)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            params["after"] = page["last_id"]
+
+    def create_webhook_endpoint(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The endpoint, with its `signing_secret`, which no other answer has. `wanted`: url, name, event_types."""
+        return self._json("POST", "/v1/webhook_endpoints", json=wanted)
+
+    def test_webhook_endpoint(self, endpoint_id: str, event_type: str | None = None) -> dict[str, Any]:
+        """What the receiver answers to a sample event; ApiError when it does not answer."""
+        body = {"event_type": event_type} if event_type else {}
+        return self._json("POST", f"/v1/webhook_endpoints/{quote(endpoint_id, safe='')}/test", json=body)
+
+    def delete_webhook_endpoint(self, endpoint_id: str) -> None:
+        self._send("DELETE", f"/v1/webhook_endpoints/{quote(endpoint_id, safe='')}")
+
+    def webhook_deliveries(self, *, limit: int = 20, job: str | None, endpoint: str | None) -> list[dict[str, Any]]:
+        """The newest first, each with its attempts."""
+        wanted = {"limit": limit, "job": job, "endpoint": endpoint}
+        params = {key: value for key, value in wanted.items() if value is not None}
+        return self._json("GET", "/v1/webhook_deliveries", params=params)["data"]
+
+    def redeliver_webhook(self, delivery_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/webhook_deliveries/{quote(delivery_id, safe='')}/redeliver")
+
     def models(self) -> list[dict[str, Any]]:
         return self._json("GET", "/v1/models")["data"]
 

@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 
 from client import display
 from client.api import DEFAULT_URL, ApiError, Client, ClientError
-from client.commands import files, keys, secrets
+from client.commands import files, keys, secrets, webhooks
 from client.download import choose, download, transfer_bar
 from client.follow import follow, watch
 from client.options import Json, Limit, Url, connect, print_json
@@ -30,7 +30,7 @@ app = typer.Typer(
     help="Fine-tune language models through a Tunesmith service.",
     epilog="TUNESMITH_URL names the service, TUNESMITH_API_KEY opens it.",
 )  # fmt: skip
-for name, commands in {"files": files, "secrets": secrets, "keys": keys}.items():
+for name, commands in {"files": files, "secrets": secrets, "keys": keys, "webhooks": webhooks}.items():
     app.add_typer(commands.app, name=name)
 
 Following = Annotated[bool, typer.Option("--follow", help="Show the job until it has ended; exit 1 unless it succeeded.")]

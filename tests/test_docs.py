@@ -1,11 +1,14 @@
 """The documentation is true: links lead somewhere, lists are complete, and the README's lines run as they stand."""
 
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,13 @@ import pytest
 from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode
 from app.settings import Settings
+from app.webhooks.sender import send
+from app.webhooks.signing import make_secret, sign
 from client.api import Client, Unreachable
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README_RECEIVER = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)[0]
 README_LINES = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
 
 
@@ -90,6 +96,32 @@ def wait_until_ready(url, process):
                 pass
             time.sleep(0.1)
     raise AssertionError("the service was not ready within a minute")
+
+
+def test_the_readme_s_receiver_takes_what_is_signed_and_nothing_else(tmp_path):
+    key = make_secret()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with (tmp_path / "receiver.log").open("wb") as log:
+        code = README_RECEIVER.replace("9000", str(port))
+        receiver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"SECRET": key}, stdout=log, stderr=log)
+    body = json.dumps(
+        {"type": "fine_tuning.job.succeeded", "data": {"artifacts": [{"url": "https://tunes.example/a"}]}}
+    ).encode()
+    try:
+        for secret, status in ((key, 204), (make_secret(), None)):
+            for _ in range(100):
+                headers = sign("evt_1", datetime.now(UTC), body, [secret])
+                attempt = send(f"http://127.0.0.1:{port}/", body, headers, [ip_network("127.0.0.0/8")])
+                if attempt.error != "Connection refused.":
+                    break
+                time.sleep(0.1)
+            assert attempt.status_code == status
+    finally:
+        receiver.kill()
+        receiver.wait()
+    assert "fine_tuning.job.succeeded ['https://tunes.example/a']\n" in (tmp_path / "receiver.log").read_text()
+    assert len(README_RECEIVER.splitlines()) == 10
 
 
 @pytest.mark.ml

@@ -5,9 +5,12 @@ import json
 import sys
 import threading
 import time
+from ipaddress import ip_network
 
 import pytest
 import uvicorn
+from receiver import LOOPBACK, Receiver, answer_with
+from standardwebhooks import Webhook
 
 from app.main import create_app
 from client import cli
@@ -115,3 +118,26 @@ def test_secret_is_read_from_a_pipe_listed_and_deleted(tunesmith, monkeypatch):
     assert tunesmith("secrets", "delete", "hf")[0] == 0
     code, _, errors = tunesmith("secrets", "delete", "hf")
     assert (code, "GET /v1/secrets" in errors) == (1, True)
+
+
+def test_an_endpoint_is_made_tried_told_and_deleted(tunesmith, spec, settings):
+    settings.webhook_allow_cidrs = (ip_network(LOOPBACK),)
+    with Receiver() as receiver:
+        code, output, _ = tunesmith("webhooks", "create", receiver.url(), "--event", "fine_tuning.job.cancelled")
+        endpoint_id, secret = output.splitlines()
+        assert (code, endpoint_id[:3], secret[:6]) == (0, "wh_", "whsec_")
+        assert tunesmith("webhooks")[1].split("\t")[:3] == [endpoint_id, "enabled", "127.0.0.1"]
+        assert tunesmith("webhooks", "test", endpoint_id) == (0, "The receiver answered 200.\n", "")
+        receiver.answer = answer_with("500 Oops")
+        assert tunesmith("webhooks", "test", endpoint_id, "--event", "tunesmith.job.paused")[0] == 1
+        assert Webhook(secret).verify(receiver.received[1].body, receiver.received[1].headers)["type"] == "tunesmith.job.paused"
+    assert "Connection refused" in tunesmith("webhooks", "test", endpoint_id)[2]
+    job_id = tunesmith("submit", spec)[1].strip()
+    tunesmith("cancel", job_id)
+    delivery = tunesmith("webhooks", "deliveries", "--job", job_id)[1].split("\t")
+    assert delivery[1:5] == ["pending", "fine_tuning.job.cancelled", job_id, "0"]
+    assert tunesmith("webhooks", "redeliver", delivery[0])[0] == 0
+    assert tunesmith("webhooks", "delete", endpoint_id)[0] == 0
+    assert tunesmith("webhooks", "list", "--json")[1] == "[]\n"
+    code, _, errors = tunesmith("webhooks", "create", "http://8.8.8.8/")
+    assert (code, "only https" in errors) == (1, True)
