@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 import app.artifacts.endpoints
 import app.files.endpoints
@@ -37,11 +38,11 @@ from app.webhooks import service as webhooks
 MAX_BODY_BYTES = 1 << 20
 MAX_UPLOAD_BYTES = 16 << 30
 
-
 ROUTERS = (
     app.jobs.endpoints.router,
     app.jobs.history_endpoints.router,
     app.artifacts.endpoints.router,
+    app.artifacts.endpoints.link_router,
     app.files.endpoints.router,
     app.files.endpoints.native_router,
     app.openai.endpoints.router,
@@ -78,6 +79,11 @@ def create_app(settings: Settings) -> FastAPI:
     service.add_middleware(BodyLimit, default=MAX_BODY_BYTES, by_path={"/v1/files": MAX_UPLOAD_BYTES})
     service.add_middleware(RateLimits)
     service.add_middleware(Guard)
+    if settings.cors_origins:
+        origins, everything = settings.cors_origins, ("*",)
+        service.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=everything, allow_headers=everything, expose_headers=everything
+        )
     service.add_middleware(RequestIds)
     error_handlers.install(service)
     for router in ROUTERS:

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     device_memory_bytes: int | None = Field(default=None, gt=0)
     most_kl: dict[str, float] = Field(default={}, validate_default=True)
     """By quantization: the mean divergence from the merged model, in nats per token, above which a file is not offered."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Origins whose web pages may call, as in `https://a.example,https://b.example`."""
     max_open_jobs: int | None = Field(default=None, ge=0)
     """How many jobs of a tenant may wait, run or be paused at a time."""
     max_stored_bytes: int | None = Field(default=None, ge=0)
@@ -52,7 +54,7 @@ class Settings(BaseSettings):
     webhook_allow_cidrs: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks that webhooks may be sent to although they are not public, as in `10.0.0.0/8,fd00::/8`."""
 
-    @field_validator("webhook_allow_cidrs", mode="before")
+    @field_validator("webhook_allow_cidrs", "cors_origins", mode="before")
     @classmethod
     def _is_a_list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

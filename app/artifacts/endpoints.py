@@ -2,15 +2,16 @@
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.artifacts import repository
+from app.artifacts import links, repository
 from app.artifacts.schemas import Artifact
-from app.dependencies import BaseUrl, ReadSession, StorageDep
+from app.dependencies import BaseUrl, EngineDep, ReadSession, SettingsDep, StorageDep
 from app.downloads import send_blob
 from app.jobs import repository as jobs
 from app.pagination import Page, make_page
 from app.strictness import refuse_unknown_query
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"], dependencies=[Depends(refuse_unknown_query)])
+link_router = APIRouter(prefix="/v1/links", tags=["artifacts"], dependencies=[Depends(refuse_unknown_query)])
 
 
 @router.get("")
@@ -26,4 +27,27 @@ def download_artifact(job_id: str, name: str, request: Request, session: ReadSes
     """The file. Takes Range; the ETag is its SHA-256."""
     jobs.get(session, job_id)
     artifact = repository.get(session, job_id, name)
+    return send_blob(request, storage, artifact.blob_sha256, name.rsplit("/", 1)[-1])
+
+
+@router.post("/{name:path}/link", status_code=201)
+def create_link(
+    job_id: str,
+    name: str,
+    session: ReadSession,
+    settings: SettingsDep,
+    base_url: BaseUrl,
+    wanted: links.WantedLink | None = None,
+) -> links.Link:
+    """A URL that opens this one file without a key, for an hour or as long as is asked: for browsers, wget and Ollama."""
+    return links.make(session, settings, job_id, name, wanted or links.WantedLink(), base_url)
+
+
+@link_router.head("/{token}/{job_id}/{name:path}", include_in_schema=False)
+@link_router.get("/{token}/{job_id}/{name:path}", response_class=Response)
+def open_link(
+    token: str, job_id: str, name: str, request: Request, engine: EngineDep, settings: SettingsDep, storage: StorageDep
+) -> Response:
+    """The file of a link, as its own address answers it. 403 when the link's time is over. No key is asked for."""
+    artifact = links.open_link(engine, settings, token, job_id, name)
     return send_blob(request, storage, artifact.blob_sha256, name.rsplit("/", 1)[-1])

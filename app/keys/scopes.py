@@ -1,5 +1,6 @@
 """Who calls, what a key allows, and what a request needs."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,17 +29,19 @@ class Principal:
 
 EVERYTHING = frozenset(Scope)
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
-"""What needs no key."""
+OPEN_PREFIX = "/v1/links/"
+"""What needs no key; a link has a signature of its own."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SCOPE_OF_PREFIX = {"/v1/keys": Scope.ADMIN}
-"""Exceptions to the rule that reading needs `read` and all else `write`."""
+LINK = re.compile(r"/v1/jobs/[^/]+/artifacts/.+/link")
+"""Exceptions to the rule that reading needs `read` and all else `write`: who may download may make a link to it."""
 
 
 def find_scope(method: str, path: str) -> Scope | None:
     """The scope that a request needs; None where it needs no key at all."""
-    if path in OPEN_PATHS:
+    if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
         return None
     for prefix, scope in SCOPE_OF_PREFIX.items():
         if path == prefix or path.startswith(f"{prefix}/"):
             return scope
-    return Scope.READ if method in SAFE_METHODS else Scope.WRITE
+    return Scope.READ if method in SAFE_METHODS or LINK.fullmatch(path) else Scope.WRITE

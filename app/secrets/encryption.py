@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, MultiFernet
 
-from app.settings import Settings
+from app.settings import Settings, is_key
 
 KEY_FILE = "secret.key"
 
@@ -21,24 +21,28 @@ class UnsafeKey(Exception):
 
 
 def open_keys(settings: Settings) -> MultiFernet:
+    return MultiFernet([Fernet(key) for key in load_keys(settings)])
+
+
+def load_keys(settings: Settings) -> list[str]:
     """Makes the key file where there is neither a setting nor a file. UnsafeKey: see there."""
     if settings.secret_key is not None:
-        return MultiFernet([Fernet(key.strip()) for key in settings.secret_key.get_secret_value().split(",")])
+        return [key.strip() for key in settings.secret_key.get_secret_value().split(",")]
     path = settings.root / KEY_FILE
     if not path.exists():
         make_key_file(path)
-    return MultiFernet([read_key_file(path)])
+    return [read_key_file(path)]
 
 
-def read_key_file(path: Path) -> Fernet:
+def read_key_file(path: Path) -> str:
     if path.stat().st_mode & 0o077:
         raise UnsafeKey(
             f"{path} can be read by others than its owner; everything that it encrypts is open to them. chmod 600 it."
         )
-    try:
-        return Fernet(path.read_text().strip())
-    except ValueError:
-        raise UnsafeKey(f"{path} does not hold 32 bytes in base64. Put it back from a backup.") from None
+    key = path.read_text().strip()
+    if not is_key(key):
+        raise UnsafeKey(f"{path} does not hold 32 bytes in base64. Put it back from a backup.")
+    return key
 
 
 def make_key_file(path: Path) -> None:

@@ -14,8 +14,9 @@ from app.keys.scopes import OPEN_PATHS
 
 OPERATOR = "tsk_of_the_operator"
 
-OPEN, OWNED, OWN, ADMINS = "open", "owned", "own", "admins"
-"""No key is asked for; another tenant's is 404; each tenant gets or makes its own; as `own`, with the scope `admin`."""
+OPEN, SIGNED, OWNED, OWN, ADMINS = "open", "signed", "owned", "own", "admins"
+"""No key is asked for; a signature is, and without it 403; another tenant's is 404; each tenant gets or makes its own; as
+`own`, with the scope `admin`."""
 
 RULES = {
     "GET /healthz": OPEN,
@@ -37,6 +38,8 @@ RULES = {
     "GET /v1/jobs/{job_id}/report": OWNED,
     "GET /v1/jobs/{job_id}/artifacts": OWNED,
     "GET /v1/jobs/{job_id}/artifacts/{name}": OWNED,
+    "POST /v1/jobs/{job_id}/artifacts/{name}/link": OWNED,
+    "GET /v1/links/{token}/{job_id}/{name}": SIGNED,
     "GET /v1/files": OWN,
     "POST /v1/files": OWN,
     "GET /v1/files/{file_id}": OWNED,
@@ -85,7 +88,7 @@ BODIES = {
     "PATCH /v1/webhook_endpoints/{endpoint_id}": {"name": "x"},
 }
 QUERIES = {"GET /v1/files/{file_id}/preview": {"base_model": "smollm2-135m-instruct"}}
-SAFE = ("GET ", "HEAD ")
+READING = ("GET ", "POST /v1/jobs/{job_id}/artifacts/{name}/link")
 
 
 @pytest.fixture
@@ -115,6 +118,7 @@ def samples(keyed, submit, take_up, end_job, make_artifact):
         "file_id": job["spec"]["dataset"]["file"],
         "artifact": "gguf/owned.gguf",
         "secret": "owned",
+        "token": "1999999999." + "x" * 43,
         "key_id": key["id"],
         "model": keyed.get("/v1/models").json()["last_id"],
     }
@@ -153,15 +157,18 @@ def test_without_a_valid_key_nothing_but_the_open_paths_answers(keyed, call, mak
     for operation, rule in RULES.items():
         for key in (None, "tsk_wrong", revoked["key"]):
             answer = call(operation, key)
-            assert (answer.status_code != 401) == (rule == OPEN), operation
-            assert rule == OPEN or answer.json()["error"]["code"] == "unauthorized"
+            if rule == OPEN:
+                assert answer.status_code not in (401, 403, 404), operation
+            else:
+                refusal = (403, "forbidden") if rule == SIGNED else (401, "unauthorized")
+                assert (answer.status_code, answer.json()["error"]["code"]) == refusal, operation
     assert keyed.get("/v1/nothing", headers={"authorization": ""}).status_code == 401
 
 
 def test_a_key_that_may_only_read_changes_nothing(call, make_key):
     reader = make_key(scopes=["read"])["key"]
     for operation, rule in RULES.items():
-        refused = rule == ADMINS or not operation.startswith(SAFE)
+        refused = rule in (ADMINS, SIGNED) or not operation.startswith(READING)
         assert (call(operation, reader).status_code == 403) == refused, operation
 
 
@@ -177,10 +184,11 @@ def test_another_tenant_finds_nothing_of_the_owners(call, make_key, samples):
         assert (answer.status_code == 404) == owned, (operation, answer.text)
         if not owned:
             assert not [trace for trace in traces if trace in answer.text], operation
+            assert (answer.status_code == 403) == (rule == SIGNED), operation
     assert call("DELETE /v1/secrets/{name}", other).status_code == 200
     assert call("DELETE /v1/secrets/{name}", other).status_code == 404
 
 
 def test_the_owner_is_never_refused(call):
     for operation in sorted(RULES, key=lambda operation: (operation.startswith("DELETE"), "file" in operation)):
-        assert call(operation, OPERATOR).status_code not in (401, 403, 404), operation
+        assert RULES[operation] == SIGNED or call(operation, OPERATOR).status_code not in (401, 403, 404), operation
