@@ -62,6 +62,9 @@ class Storage:
     def attempt_folder(self, job_id: str, stage: str, attempt: int) -> Path:
         return self.job_folder(job_id) / stage / str(attempt)
 
+    def checkpoint(self, job_id: str, attempt: int, step: int) -> Path:
+        return self.attempt_folder(job_id, "train", attempt) / "out" / "checkpoints" / f"step-{step:06d}"
+
     def file_folder(self, file_id: str) -> Path:
         return self.root / "files" / file_id
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from app.artifacts import repository as artifacts
 from app.jobs import stage_runs
 from app.jobs.spec import WEBHOOK_SECRET, JobSpec, merged
 from app.jobs.states import FailureCode, Stage, StageStatus
-from app.models import File, Job, StageRun
+from app.jobs.tidying import is_whole
+from app.models import Checkpoint, File, Job, StageRun
 from app.secrets import service as secrets
 from app.settings import Settings
 from app.storage import Storage
@@ -33,7 +34,10 @@ def build_request(session: Session, settings: Settings, storage: Storage, run: S
     spec = merged(owner.spec, run.overrides or {})
     inputs = common_inputs(settings, owner.name or owner.id)
     inputs |= data_set(session, storage, spec) | results(session, storage, run)
-    inputs["adapter"] = find_adapter(session, storage, spec["from_job"])
+    if spec["from_checkpoint"] is None:
+        inputs["adapter"] = find_adapter(session, storage, spec["from_job"])
+    elif run.stage is Stage.PREPARE:
+        inputs["adapter"] = find_checkpoint(session, storage, spec["from_checkpoint"])
     if run.stage is Stage.PUBLISH:
         inputs |= {"artifacts": stored_files(session, storage, owner), "metrics": owner.metrics or {}}
     return {"stage": run.stage, "spec": spec, "inputs": Inputs(**inputs).to_json()}
@@ -128,8 +132,23 @@ def find_adapter(session: Session, storage: Storage, job_id: str | None) -> Path
     return attempt_folder(storage, made[-1]) / "out" / "adapter"
 
 
+def find_checkpoint(session: Session, storage: Storage, checkpoint_id: str) -> Path:
+    """The folder of a checkpoint of another job."""
+    found = session.exec(select(Checkpoint, StageRun).join(StageRun).where(Checkpoint.id == checkpoint_id)).first()
+    folder = storage.checkpoint(found[0].job_id, found[1].attempt, found[0].step) if found else None
+    if folder is None or not is_whole(folder):
+        raise StageFailure(
+            FailureCode.INVALID_SPEC,
+            f"The checkpoint {checkpoint_id} is not on this host, or not any more.",
+            hint="Choose another one: GET /v1/jobs/{id}/checkpoints tells which are `resumable`.",
+            param="from_checkpoint",
+        )
+    return folder
+
+
 def results(session: Session, storage: Storage, run: StageRun) -> dict[str, Any]:
-    """What the stages before left, and what earlier attempts at this stage saved."""
+    """What the stages before left, and what earlier attempts at this stage saved. Where nothing is trained, `prepare` leaves
+    what training would have."""
     folders: dict[str, Path] = {}
     values: dict[str, dict[str, Any]] = {}
     earlier: list[Path] = []
@@ -140,4 +159,7 @@ def results(session: Session, storage: Storage, run: StageRun) -> dict[str, Any]
         elif other.status is StageStatus.SUCCEEDED and other.stage != run.stage:
             folders[Stage(other.stage).value] = out
             values[Stage(other.stage).value] = (other.outputs or {})["values"]
+    if Stage.PREPARE in values and "train" in values[Stage.PREPARE]:
+        folders[Stage.TRAIN.value] = folders[Stage.PREPARE]
+        values[Stage.TRAIN.value] = values[Stage.PREPARE]["train"]
     return {"folders": folders, "values": values, "earlier": earlier}

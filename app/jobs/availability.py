@@ -14,7 +14,6 @@ LATER: list[tuple[str, Any, Test]] = [
     ("training.memory", "auto", lambda spec: spec.training.memory == "low"),
     ("preemptible", False, lambda spec: spec.preemptible),
     ("gpus", 1, lambda spec: spec.gpus != 1),
-    ("from_checkpoint", None, lambda spec: spec.from_checkpoint is not None),
 ]
 
 
@@ -83,6 +82,8 @@ def check_form(spec: JobSpec, form: str, param: str) -> list[Detail]:
 def check_evaluation(spec: JobSpec) -> list[Detail]:
     """What looks at held-out rows needs some."""
     every, stopping = spec.evaluation.every_steps, spec.early_stopping
+    if spec.from_checkpoint:
+        return []  # nothing is trained
     details = []
     if stopping and every is None:
         message = "early_stopping: it looks at the held-out loss at intervals. Set evaluation.every_steps."

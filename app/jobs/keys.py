@@ -45,9 +45,10 @@ def part_of(spec: dict[str, Any], stage: Stage) -> dict[str, Any]:
     training = {name: value for name, value in spec["training"].items() if name != "oom_ladder"}
     if stage is Stage.TRAIN:
         return read | {"training": training, "adapter": exports_of(spec, "adapter")}
+    exported = {"adapter": exports_of(spec, "adapter")} if spec["from_checkpoint"] else {}
     for name in ("quantization", "lora", "preference", "early_stopping", "gpus"):
         del read[name]
-    return read | {"training": {name: value for name, value in training.items() if name in PREPARE_READS}}
+    return read | exported | {"training": {name: value for name, value in training.items() if name in PREPARE_READS}}
 
 
 def exports_of(spec: dict[str, Any], kind: str) -> list[dict[str, Any]]:

@@ -98,7 +98,6 @@ def load_checkpoints(session: Session, storage: Storage, job_id: str) -> list[sc
 
 
 def show_checkpoint(row: Checkpoint, run: StageRun, storage: Storage) -> schemas.Checkpoint:
-    folder = storage.attempt_folder(row.job_id, Stage.TRAIN, run.attempt) / "out" / "checkpoints" / f"step-{row.step:06d}"
     return schemas.Checkpoint(
         id=row.id,
         step=row.step,
@@ -106,7 +105,7 @@ def show_checkpoint(row: Checkpoint, run: StageRun, storage: Storage) -> schemas
         created_at=row.created_at,
         metrics=row.metrics,
         bytes=row.bytes,
-        resumable=is_whole(folder),
+        resumable=is_whole(storage.checkpoint(row.job_id, run.attempt, row.step)),
     )
 
 

@@ -41,7 +41,8 @@ def build(
         "purpose": job["spec"]["purpose"],
         "setup": build_setup(job, stage_values.get("prepare", {}), train, filename),
         "performance": build_performance(job, train),
-        "outcomes": build_outcomes(job, train, points, checkpoints, events),
+        "outcomes": build_outcomes(job, train, points, checkpoints, events)
+        | {"published": stage_values.get("publish", {}).get("published")},
     }
 
 
@@ -67,6 +68,7 @@ def build_setup(job: dict[str, Any], prepare: dict[str, Any], train: dict[str, A
         "quantization": spec["quantization"],
         "lora": spec["lora"],
         "from_job": spec["from_job"],
+        "from_checkpoint": spec["from_checkpoint"],
         "trainable_parameters": train.get("trainable_parameters"),
         "steps": steps,
         "epochs": training["epochs"],

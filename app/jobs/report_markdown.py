@@ -45,7 +45,7 @@ def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
         ("Method", f"{setup['method']}{describe_beta(setup)}, base weights held as {setup['quantization']}"),
         ("LoRA", f"r {number(lora['r'])}, alpha {number(lora['alpha'])}, dropout {number(lora['dropout'])}, {lora['variant']}"),
         ("LoRA target modules", escape(targets)),
-        ("Starts from", f"the adapter of {setup['from_job']}" if setup["from_job"] else "a new adapter"),
+        ("Starts from", describe_start(setup)),
         ("Trainable parameters", number(setup["trainable_parameters"])),
         ("Optimizer steps", number(setup["steps"])),
         ("Batch size x accumulation", describe_batch(setup)),
@@ -59,6 +59,12 @@ def render_setup(setup: dict[str, Any], labels: dict[str, str]) -> str:
         ("Labels", ", ".join(f"{escape(key)}={escape(value)}" for key, value in labels.items()) or "none"),
     ]
     return table(("", ""), rows)
+
+
+def describe_start(setup: dict[str, Any]) -> str:
+    if setup["from_checkpoint"]:
+        return f"checkpoint {setup['from_checkpoint']} of {setup['from_job']}, nothing is trained"
+    return f"the adapter of {setup['from_job']}" if setup["from_job"] else "a new adapter"
 
 
 def describe_dataset(dataset: dict[str, Any]) -> str:

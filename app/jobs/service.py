@@ -11,6 +11,7 @@ from app.artifacts import repository as artifacts
 from app.errors import Conflict, Detail, InvalidSpec, NotAvailable
 from app.files import repository as files
 from app.jobs import lineage, recovery, repository, stage_runs
+from app.jobs.adoption import adopt
 from app.jobs.keys import stage_keys
 from app.jobs.spec import SPEC_VERSION, JobSpec, count_warmup, merged
 from app.jobs.states import HELD, EventType, FailureCode, JobStatus, Stage, StageStatus
@@ -23,6 +24,7 @@ from app.tenancy import tenant_of
 
 def create(session: Session, settings: Settings, spec: JobSpec) -> Job:
     """Queues the job's first stage. InvalidSpec, with everything that is wrong, and nothing is queued."""
+    spec = adopt(session, Storage(settings.root), spec)
     validate(session, settings, spec)
     quotas.check_jobs(session, settings)
     job = Job(
@@ -111,6 +113,7 @@ def plan_retry(session: Session, settings: Settings, job_id: str, overrides: dic
         message = "max_runtime_seconds: the job has used up this time already. Allow more, or null for no limit."
         patch = {"max_runtime_seconds": 2 * spec.max_runtime_seconds}
         raise InvalidSpec.of([Detail("max_runtime_seconds", message, patch=patch)])
+    spec = adopt(session, Storage(settings.root), spec)
     validate(session, settings, spec)
     quotas.check_jobs(session, settings)
     return lineage.inherit(session, spec)
@@ -183,7 +186,7 @@ def delete(session: Session, job_id: str) -> set[str]:
 def refuse_successor(session: Session, job_id: str) -> None:
     successor = lineage.find_successor(session, job_id)
     if successor is not None:
-        message = f"{successor} starts from this job's adapter. Cancel that job or wait for its end."
+        message = f"{successor} needs what this job has trained. Cancel that job or wait for its end."
         raise Conflict(message, param="job_id", code="job_in_use")
 
 

@@ -215,7 +215,7 @@ class JobSpec(SpecModel):
 
 def plan(spec: JobSpec) -> list[Stage]:
     """The stages that this spec needs, in order."""
-    stages = [Stage.PREPARE, Stage.TRAIN]
+    stages = [Stage.PREPARE] if spec.from_checkpoint else [Stage.PREPARE, Stage.TRAIN]
     if spec.exports_of("merged"):
         stages.append(Stage.MERGE)
     if spec.exports_of("gguf"):

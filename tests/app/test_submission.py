@@ -128,7 +128,6 @@ LATER = {
     "training.memory": "low",
     "preemptible": True,
     "gpus": 2,
-    "from_checkpoint": "ckpt_x",
 }
 
 

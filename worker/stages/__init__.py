@@ -107,7 +107,8 @@ class Inputs:
     earlier: list[Path] = field(default_factory=list)
     """The `out/` of this stage's earlier attempts, newest first. Read only."""
     adapter: Path | None = None
-    """The folder of the adapter that training starts from, if the spec names a job."""
+    """The folder of the adapter that training starts from, or of the checkpoint that `prepare` takes one from, if the spec
+    names one."""
     most_kl: dict[str, float] = field(default_factory=dict)
     """By quantization: what a file may differ from the merged model, in nats per token."""
     artifacts: list[StoredFile] = field(default_factory=list)

@@ -3,6 +3,7 @@
 out/plan/               what is trained on, see worker.data.plan
 out/validation/         the same for the held-out rows, if there are any, and
     samples.jsonl       held-out prompts: {"prompt_ids", "prompt", "question", "reference", "stop_token_ids"} a line
+out/adapter/            only of a job that exports a checkpoint: the checkpoint's
 out/chat_template.jinja the template, if the base model had none: it is published with the model
 """
 
@@ -20,7 +21,7 @@ from worker.data.rows import Refusal
 from worker.data.surveys import Survey, name_lines
 from worker.data.token_reports import LOW_TRAINED_SHARE, report_tokens
 from worker.data.tokenizer import read_json
-from worker.exports import companions
+from worker.exports import adapter_files, companions
 from worker.exports.convertible import require_convertible
 from worker.publishing.access import require_access
 from worker.publishing.failures import Target
@@ -41,6 +42,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     require_convertible(model, spec, inputs, report)
     require_modules(model, spec)
     require_same_base(model, inputs.adapter)
+    taken = {"train": take_adapter(spec, inputs, out)} if spec.from_checkpoint else {}
     refuse_overflow(spec.training.precision, read_json(model.path / "config.json")["model_type"])
 
     def check(found: Survey) -> None:
@@ -73,7 +75,27 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             "chat_template": facts["chat_template"],
             "report": facts,
         }
+        | taken,
+        adapter_files.list_files(spec, out) if taken else [],
     )
+
+
+def take_adapter(spec: JobSpec, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Puts the checkpoint's adapter where the later stages look for what was trained, and returns what they are told of it.
+    StageFailure invalid_spec when the checkpoint is damaged."""
+    from worker.training import checkpoints  # costs the import of torch
+
+    assert inputs.adapter is not None
+    try:
+        manifest = checkpoints.read(inputs.adapter)
+    except checkpoints.Incomplete as reason:
+        message = f"The checkpoint {spec.from_checkpoint} cannot be exported: {reason}."
+        hint = "Choose another one: GET /v1/jobs/{id}/checkpoints lists those of a job."
+        raise StageFailure(FailureCode.INVALID_SPEC, message, hint=hint, param="from_checkpoint") from reason
+    adapter_files.link(inputs.adapter, out)
+    sha256 = manifest["files"]["adapter_model.safetensors"]["sha256"]
+    source = {"id": spec.from_checkpoint, "job": spec.from_job, "adapter_sha256": sha256}
+    return {"adapter": "adapter", "steps": manifest["step"], "from_checkpoint": source}
 
 
 def require_publishable(spec: JobSpec, inputs: Inputs, report: Report) -> None:
@@ -136,7 +158,7 @@ def require_documents(encoded: EncodedSet, spec: JobSpec) -> None:
 
 
 def require_held_out(encoded: EncodedSet, spec: JobSpec) -> None:
-    if spec.evaluation.every_steps and not len(encoded.validation.documents):
+    if spec.evaluation.every_steps and not spec.from_checkpoint and not len(encoded.validation.documents):
         message = (
             "No row is held out, so evaluation.every_steps has nothing to look at: the data set is too small for its share."
         )

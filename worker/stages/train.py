@@ -12,7 +12,8 @@ from worker.data import base_models
 from worker.data.base_models import BaseModel
 from worker.data.plan import Plan
 from worker.data.tokenizer import read_json
-from worker.stages import Inputs, Outcome, OutputFile, Report, StageFailure
+from worker.exports import adapter_files
+from worker.stages import Inputs, Outcome, Report, StageFailure
 from worker.training import ATTENTION, ENGINES, Run, Trained, checkpoints
 from worker.training.device import Device, open_device
 from worker.training.lock import PACKAGES, hash_json, make_lock
@@ -34,7 +35,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     report("progress", message="Loading the libraries")
     trained: Trained = importlib.import_module(ENGINES[settled.training.engine]).train(ready)
     report("summary", **summarise(trained))
-    return Outcome(values_of(ready, trained), list_files(spec, out))
+    return Outcome(values_of(ready, trained), adapter_files.list_files(spec, out))
 
 
 def open_plan(inputs: Inputs) -> Plan:
@@ -123,10 +124,3 @@ def values_of(run: Run, trained: Trained) -> dict[str, Any]:
         "stopped_early": trained.stopped_early,
         "versions": {package: run.lock[f"packages.{package}"] for package in PACKAGES},
     }
-
-
-def list_files(spec: JobSpec, out: Path) -> list[OutputFile]:
-    if not spec.exports_of("adapter"):
-        return []
-    names = ("adapter_model.safetensors", "adapter_config.json")
-    return [OutputFile.of(out, out / "adapter" / name, name=f"adapter/{name}", kind="adapter") for name in names]
