@@ -25,6 +25,16 @@ def check_available(spec: JobSpec) -> list[Detail]:
     return details
 
 
+def check_adapter_gguf(spec: JobSpec) -> list[Detail]:
+    """llama.cpp knows the plain form of an adapter only."""
+    reason = "lora.variant dora" if spec.lora.variant == "dora" else "lora.modules_to_save" if spec.lora.modules_to_save else ""
+    if not reason or not spec.exports_of("lora_gguf"):
+        return []
+    message = f"exports: llama.cpp cannot load an adapter with {reason} by itself; export the whole model as gguf."
+    others = [export.model_dump() for export in spec.exports if export.kind != "lora_gguf"]
+    return [Detail("exports", message, patch={"exports": others or [{"kind": "gguf"}]})]
+
+
 def not_available(param: str, instead: Any) -> Detail:
     patch = instead
     for name in reversed(param.split(".")):
@@ -116,9 +126,15 @@ def check_publications(spec: JobSpec) -> list[Detail]:
 def check_combinations(spec: JobSpec) -> list[Detail]:
     """Fields that are right by themselves and wrong together."""
     seen: Counter[str] = Counter()
-    details = [*check_validation(spec.dataset), *check_method(spec), *check_evaluation(spec), *check_publications(spec)]
+    details = [
+        *check_validation(spec.dataset),
+        *check_method(spec),
+        *check_evaluation(spec),
+        *check_adapter_gguf(spec),
+        *check_publications(spec),
+    ]
     for place, export in enumerate(spec.exports):
-        name = f"{export.kind} {export.quantization}" if export.kind == "gguf" else export.kind
+        name = " ".join(export.model_dump().values())
         seen[name] += 1
         if seen[name] > 1:
             details.append(Detail(f"exports[{place}]", f"exports[{place}]: the export {name} is asked for twice."))

@@ -35,7 +35,7 @@ def part_of(spec: dict[str, Any], stage: Stage) -> dict[str, Any]:
     if stage is Stage.MERGE:
         return {"merged": exports_of(spec, "merged")}
     if stage is Stage.CONVERT:
-        return {"gguf": exports_of(spec, "gguf"), "name": spec["name"]}
+        return {"gguf": exports_of(spec, "gguf"), "lora_gguf": exports_of(spec, "lora_gguf"), "name": spec["name"]}
     if stage is Stage.VERIFY:
         return {}  # all that it looks at is in the keys of the stages before
     if stage is Stage.PUBLISH:

@@ -165,7 +165,14 @@ class GgufExport(SpecModel):
     quantization: Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "q8_0"
 
 
-Export = Annotated[AdapterExport | MergedExport | GgufExport, Field(discriminator="kind")]
+class LoraGgufExport(SpecModel):
+    """The adapter alone, for a llama.cpp that has the base model already."""
+
+    kind: Literal["lora_gguf"] = "lora_gguf"
+    type: Literal["f32", "f16", "bf16"] = "f16"
+
+
+Export = Annotated[AdapterExport | MergedExport | GgufExport | LoraGgufExport, Field(discriminator="kind")]
 
 
 class Publication(SpecModel):
@@ -218,8 +225,10 @@ def plan(spec: JobSpec) -> list[Stage]:
     stages = [Stage.PREPARE] if spec.from_checkpoint else [Stage.PREPARE, Stage.TRAIN]
     if spec.exports_of("merged"):
         stages.append(Stage.MERGE)
+    if spec.exports_of("gguf") or spec.exports_of("lora_gguf"):
+        stages.append(Stage.CONVERT)
     if spec.exports_of("gguf"):
-        stages += [Stage.CONVERT, Stage.VERIFY]
+        stages.append(Stage.VERIFY)
     if spec.publish:
         stages.append(Stage.PUBLISH)
     return stages

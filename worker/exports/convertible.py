@@ -22,7 +22,7 @@ def require_convertible(model: BaseModel, spec: JobSpec, inputs: Inputs, report:
     this host has no converter, the one that converts will tell.
     """
     script = inputs.converter_dir / SCRIPT
-    if not spec.exports_of("gguf") or model.name == BUILT_IN_MODEL or not script.is_file():
+    if not (spec.exports_of("gguf") or spec.exports_of("lora_gguf")) or model.name == BUILT_IN_MODEL or not script.is_file():
         return
     verdict = verdict_file(model, inputs)
     if verdict.exists():
@@ -46,7 +46,7 @@ def verdict_file(model: BaseModel, inputs: Inputs) -> Path:
 
 
 def inconvertible(message: str, spec: JobSpec) -> StageFailure:
-    others = [export.model_dump() for export in spec.exports if export.kind != "gguf"]
+    others = [export.model_dump() for export in spec.exports if export.kind not in ("gguf", "lora_gguf")]
     return StageFailure(
         FailureCode.MODEL_UNSUPPORTED,
         message,

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import torch  # noqa: F401 — brings the OpenMP library that xllamacpp needs and a bare system lacks
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ def padded(size: int) -> int:
     return size + -size % ALIGNMENT
 
 
+def pack_text(text: str) -> bytes:
+    """A field's value."""
+    return struct.pack("<I", STRING) + pack_string(text)
+
+
 def pack_string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data

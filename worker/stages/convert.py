@@ -2,25 +2,33 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from app.jobs.spec import GgufExport, JobSpec
-from worker.exports import gguf
+from app.jobs.spec import GgufExport, JobSpec, LoraGgufExport
+from worker.exports import gguf, lora_gguf
 from worker.exports.sources import Source
 from worker.stages import Inputs, Outcome, Report, StageFailure
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
-    exports = list({export.model_dump_json(): export for export in spec.exports if isinstance(export, GgufExport)}.values())
+    """`files` are the models among the files, by name; `route` is `stream`, or `converter` where llama.cpp's converter had to
+    write them."""
+    exports = {export.model_dump_json(): export for export in spec.exports}.values()
+    models = [export for export in exports if isinstance(export, GgufExport)]
+    adapters = [export for export in exports if isinstance(export, LoraGgufExport)]
+    files, route = [], "stream"
     try:
         with tempfile.TemporaryDirectory(dir=out) as scratch:
             source = Source(spec, inputs, Path(scratch), report)
-            kinds = list(dict.fromkeys(gguf.kind_for(export, source.merger) for export in exports))
-            files, route = gguf.export(exports, source, source.outline(kinds), out)
+            kinds = [gguf.kind_for(export, source.merger) for export in models] or [source.merger.dtype.lower()]
+            outline = source.outline(list(dict.fromkeys(kinds)))
+            if adapters:
+                files += lora_gguf.export(adapters, source, outline, out, gguf.slug(inputs.title))
+            if models:
+                written, route = gguf.export(models, source, outline, out)
+                files += written
     except StageFailure as failure:
         if failure.param == "exports":
-            others = [other.model_dump() for other in spec.exports if other.kind != "gguf"]
+            others = [export.model_dump() for export in exports if export not in [*models, *adapters]]
             failure.patch = {"exports": others or [{"kind": "merged"}]}
         raise
-    values: dict[str, Any] = {"files": [file.name for file in files], "route": route}
-    return Outcome(values, files)
+    return Outcome({"files": [file.name for file in files if file.kind == "gguf"], "route": route}, files)

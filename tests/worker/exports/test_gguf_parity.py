@@ -5,14 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig
 
 from app.jobs.spec import BUILT_IN_MODEL, JobSpec
 from app.jobs.states import Stage
 from worker.data import base_models
+from worker.data.gguf_weights import read_gguf
 from worker.stages import Inputs, Outcome, Report
 from worker.stages.convert import run as convert
 from worker.stages.merge import run as merge
@@ -80,12 +83,15 @@ def by_llama_cpp(models: Path, trained: Path, out: Path, *quantizations: str, ba
     files = {}
     for quantization in quantizations:
         path = out / f"{quantization}.gguf"
-        command = [sys.executable, CONVERTER / "convert_hf_to_gguf.py", "--outfile", path, "--outtype", quantization]
-        command += ["--model-name", TITLE, out / "merged"]
-        environment = {"PYTHONPATH": str(CONVERTER), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+        run_converter(out / "merged", path, quantization)
         files[quantization] = path.read_bytes()
     return files
+
+
+def run_converter(model: Path, path: Path, quantization: str) -> None:
+    command = [sys.executable, CONVERTER / "convert_hf_to_gguf.py", "--outfile", path, "--outtype", quantization]
+    environment = {"PYTHONPATH": str(CONVERTER), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--model-name", TITLE, model], env=environment, check=True, capture_output=True)
 
 
 @pytest.mark.ml
@@ -107,3 +113,32 @@ def test_files_are_those_of_the_converter(built_in, tmp_path, config, dtype, sha
     expected = by_llama_cpp(tmp_path, trained, tmp_path / "theirs", *quantizations)
     for file, quantization in zip(outcome.files, quantizations, strict=True):
         assert (tmp_path / "ours" / file.path).read_bytes() == expected[quantization], quantization
+
+
+@pytest.mark.ml
+def test_the_adapter_alone_has_its_factors_under_llama_cpps_names(built_in, tmp_path):
+    config = LlamaConfig(**SIZES, vocab_size=49152, bos_token_id=1, eos_token_id=2)
+    base = save_base(tmp_path, built_in, config, torch.bfloat16, "1GB")
+    trained = save_adapter(base, tmp_path / "train", use_rslora=True)
+    spec = JobSpec(base_model="tiny", dataset={"file": "file-1"}, exports=[{"kind": "lora_gguf", "type": "f32"}])
+    [file] = convert(spec, make_inputs(tmp_path, trained), tmp_path, Report(tmp_path / "events.jsonl")).files
+    assert file.name == "lora_gguf/Parity-lora-f32.gguf"
+    metadata, tensors = read_gguf(tmp_path / file.path)
+    assert (metadata["general.type"], metadata["adapter.type"], metadata["adapter.lora.alpha"]) == (
+        "adapter",
+        "lora",
+        6 * 4**0.5,
+    )
+    factors = load_file(trained / "adapter/adapter_model.safetensors")
+    assert len(tensors) == len(factors)
+    for ours, theirs, heads in [
+        ("attn_q", "self_attn.q_proj", 4),
+        ("attn_k", "self_attn.k_proj", 2),
+        ("ffn_up", "mlp.up_proj", 0),
+    ]:
+        a, b = (factors[f"base_model.model.model.layers.2.{theirs}.lora_{half}.weight"].numpy() for half in "AB")
+        if heads:  # llama.cpp has the two halves of a head interleaved
+            b = b.reshape(heads, 2, -1, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
+        for name, expected in (("lora_a", a), ("lora_b", b)):
+            tensor = tensors[f"blk.2.{ours}.weight.{name}"]
+            assert np.array_equal(tensor.raw.view(np.float32).reshape(tensor.shape), expected), ours
