@@ -52,9 +52,13 @@ def _make_room(connection: Connection, reserve: Path) -> None:
 
 
 @contextmanager
-def write_session(engine: Engine, tenant_id: str | None = None) -> Iterator[Session]:
-    """Commits at the end, rolls back on an exception. Objects stay readable after the commit. Tenant: see `app.tenancy`."""
+def write_session(engine: Engine, tenant_id: str | None = None, request_id: str | None = None) -> Iterator[Session]:
+    """Commits at the end, rolls back on an exception. Objects stay readable after the commit. Tenant: see `app.tenancy`.
+
+    Events and stage runs that it adds name the request.
+    """
     info = {"tenant_id": tenant_id} if tenant_id else {}
+    info |= {"request_id": request_id} if request_id else {}
     with Session(engine, expire_on_commit=False, info=info) as session:
         yield session
         session.commit()

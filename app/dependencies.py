@@ -65,7 +65,7 @@ async def open_read_session(request: Request) -> AsyncIterator[Session]:
 
 
 def open_write_session(request: Request) -> Iterator[Session]:
-    with write_session(request.app.state.engine, get_principal(request).tenant_id) as session:
+    with write_session(request.app.state.engine, get_principal(request).tenant_id, request.state.request_id) as session:
         yield session
 
 

@@ -1,5 +1,6 @@
 """The HTTP server: `python -m app.main`, or `create_app` for whoever brings a server of their own."""
 
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -108,7 +109,16 @@ def main() -> None:
             f"Without a key the server listens on loopback only, not on {settings.host}. `tunesmith keys create --local` makes "
             "one, which clients then send as a bearer token; or set TUNESMITH_BOOTSTRAP_KEY, or TUNESMITH_HOST=127.0.0.1."
         )
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, timeout_graceful_shutdown=5, server_header=False)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("app").setLevel(logging.INFO)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        access_log=False,  # `app.request_ids` writes one
+    )
 
 
 def has_key(settings: Settings) -> bool:

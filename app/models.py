@@ -84,6 +84,8 @@ class Job(SQLModel, table=True):
     cancel_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     pause_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     event_count: int = 0
+    request_id: str | None = None
+    """Of the request that put it into the queue last."""
     progress: dict[str, Any] | None = Field(default=None, sa_column=json_column(nullable=True))
     data: dict[str, Any] | None = Field(default=None, sa_column=json_column(nullable=True))
     metrics: dict[str, Any] | None = Field(default=None, sa_column=json_column(nullable=True))
@@ -156,6 +158,8 @@ class StageRun(SQLModel, table=True):
     created_at: datetime = Field(default_factory=now, sa_type=UtcDateTime)
     started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     finished_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    request_id: str | None = None
+    """Of the request that queued it, or that put its job into the queue."""
     peak_host_bytes: int | None = Field(default=None, sa_type=BigInteger)
     peak_device_bytes: int | None = Field(default=None, sa_type=BigInteger)
 

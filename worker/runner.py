@@ -68,6 +68,7 @@ class Claim:
     run_id: str
     fence: int
     folder: Path
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def work(runner: Runner, resource: Resource) -> None:
 def claim_next(runner: Runner, resource: Resource) -> Claim | None:
     with write_session(runner.engine) as session:
         run = stage_runs.claim(session, resource, runner.worker_id, runner.settings.lease_seconds)
-    return Claim(run.id, run.fence, attempt_folder(runner.storage, run)) if run else None
+    return Claim(run.id, run.fence, attempt_folder(runner.storage, run), run.request_id) if run else None
 
 
 def show_work(session: Session, runner: Runner, run_id: str | None) -> None:
@@ -110,7 +111,7 @@ def carry_out(runner: Runner, claim: Claim) -> None:
     try:
         process = StageProcess(claim.folder, start.request, start.secrets)
     except OSError as problem:
-        log.exception("%s could not start", claim.folder)
+        log.exception("%s: %s could not start", claim.request_id, claim.folder)
         failed = Remains(
             Ending.BY_ITSELF,
             failure_of("The stage could not start", problem, claim.folder),
@@ -125,7 +126,7 @@ def carry_out(runner: Runner, claim: Claim) -> None:
         ending, position = attend(runner, claim, process, time.monotonic() + start.seconds)
     finally:
         process.close()
-    log.info("%s %s; its process %s", claim.folder, ending, process.describe_end())
+    log.info("%s: %s %s; its process %s", claim.request_id, claim.folder, ending, process.describe_end())
     if ending is not Ending.FENCED:
         put_away(runner, claim, gather(claim, process, ending, position))
 
@@ -147,7 +148,7 @@ def settle_remains(runner: Runner, claim: Claim, remains: Remains) -> None:
     try:
         insist(runner, lambda session: settle(session, runner.storage, claim.run_id, claim.fence, remains))
     except (OSError, ValueError) as problem:
-        log.exception("the results of %s could not be published", claim.folder)
+        log.exception("%s: the results of %s could not be published", claim.request_id, claim.folder)
         failed = replace(remains, result=failure_of("The stage's results could not be stored", problem, claim.folder))
         insist(runner, lambda session: settle(session, runner.storage, claim.run_id, claim.fence, failed))
 

@@ -84,11 +84,14 @@ def set_status(session: Session, job: Job, status: JobStatus, message: str, data
 
 
 def record_event(session: Session, job: Job, type: EventType, message: str, data: dict[str, Any] | None = None) -> Event:
-    """Numbered by the database, so that two writers never give the same number; webhooks that tell of it are queued."""
+    """Numbered by the database, so that two writers never give the same number; webhooks that tell of it are queued. Its data
+    name the request that caused it."""
     session.flush()
     statement = update(Job).where(col(Job.id) == job.id).values(event_count=Job.event_count + 1).returning(col(Job.event_count))
     number = session.execute(statement, execution_options={"synchronize_session": False}).scalar_one()
-    event = Event(job_id=job.id, tenant_id=job.tenant_id, number=number, type=type, message=message, data=data or {})
+    cause = {"request_id": session.info["request_id"]} if "request_id" in session.info else {}
+    data = (data or {}) | cause
+    event = Event(job_id=job.id, tenant_id=job.tenant_id, number=number, type=type, message=message, data=data)
     session.add(event)
     outbox.announce(session, job, event)
     return event

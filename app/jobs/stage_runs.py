@@ -37,6 +37,9 @@ def enqueue(
     owner = job or file
     if owner is None:
         raise ValueError("a stage run belongs to a job or to a file")
+    request_id = session.info.get("request_id")
+    if job is not None:
+        job.request_id = request_id = request_id or job.request_id
     run = StageRun(
         tenant_id=owner.tenant_id,
         job_id=job.id if job else None,
@@ -46,6 +49,7 @@ def enqueue(
         resource=stage.resource,
         overrides=overrides,
         key=key,
+        request_id=request_id,
     )
     session.add(run)
     session.flush()

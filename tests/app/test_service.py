@@ -8,7 +8,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.db import write_session
-from app.jobs.states import JobStatus
+from app.jobs import repository as jobs
+from app.jobs import stage_runs
+from app.jobs.states import JobStatus, Stage
 from app.main import create_app
 from app.models import Worker, now
 from app.settings import Settings
@@ -17,6 +19,35 @@ from app.settings import Settings
 def test_every_answer_has_a_request_id_of_its_own(client):
     answers = [client.get("/healthz"), client.get("/nothing"), client.post("/v1/jobs", json={}), client.get("/v1/jobs")]
     assert len({answer.headers["x-request-id"] for answer in answers}) == 4
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é".encode(), b"a\x00b", "<x>"])
+def test_a_request_id_that_is_none_is_replaced(client, given):
+    answer = client.get("/healthz", headers={"x-request-id": given})
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_a_request_id_goes_with_the_work(client, engine, submit, take_up, caplog):
+    caplog.set_level(logging.INFO, logger="app")
+    client.headers["x-request-id"] = "from-the-client:1"
+    job_id = submit()["id"]
+    run = take_up(job_id)
+    assert run.request_id == "from-the-client:1"
+    assert "from-the-client:1: POST /v1/jobs 201" in caplog.text
+    answer = client.post(f"/v1/jobs/{job_id}/cancel", headers={"x-request-id": "second"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (202, "second")
+    events = client.get(f"/v1/jobs/{job_id}/events").json()["data"]
+    assert [event["data"].get("request_id") for event in events] == ["from-the-client:1", None]
+    with write_session(engine) as session:
+        job = jobs.get(session, job_id)
+        assert stage_runs.enqueue(session, job=job, stage=Stage.TRAIN).request_id == job.request_id == "from-the-client:1"
+
+
+def test_the_signature_of_a_link_is_not_logged(client, caplog):
+    caplog.set_level(logging.INFO, logger="app")
+    client.get("/v1/links/1.SIGNATURE/job_1/a%0Ab.gguf")
+    assert "/v1/links/…/job_1/" in caplog.text or "/v1/links/\\u2026/job_1/" in caplog.text
+    assert "SIGNATURE" not in caplog.text and "\nb.gguf" not in caplog.text
 
 
 @pytest.mark.parametrize(
