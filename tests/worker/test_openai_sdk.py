@@ -42,6 +42,8 @@ STAGES = """
         (out / "gguf").mkdir()
         (out / "gguf" / "model.gguf").write_bytes(b"GGUF" + bytes(range(256)) * 64)
         files.append(OutputFile.of(out, out / "gguf" / "model.gguf", name="gguf/model-q8_0.gguf", kind="gguf"))
+    elif stage == "verify":
+        values["verification"] = {"gguf/model-q8_0.gguf": {"passed": True}}
 """
 
 
