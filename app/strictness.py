@@ -10,7 +10,8 @@ def refuse_unknown_query(request: Request) -> None:
     """The known parameters are those of the published schema, where `label.{key}` stands for any name that begins so."""
     if not request.query_params:
         return
-    operation = request.app.openapi()["paths"].get(request.scope["route"].path_format, {}).get(request.method.lower(), {})
+    method = "get" if request.method == "HEAD" else request.method.lower()
+    operation = request.app.openapi()["paths"].get(request.scope["route"].path_format, {}).get(method, {})
     known = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"]
     prefixes = tuple(name.partition("{")[0] for name in known if "{" in name)
     unknown = [name for name in request.query_params if name not in known and not (prefixes and name.startswith(prefixes))]

@@ -23,6 +23,14 @@ def get(session: Session, job_id: str, name: str) -> Artifact:
     return artifact
 
 
+def list_beginning(session: Session, job_id: str, prefix: str) -> list[tuple[Artifact, int]]:
+    """Those of a job whose names begin with `prefix`, with their sizes, by name. NotFound when there are none."""
+    found = [(artifact, size) for artifact, size in list_of(session, [job_id]) if artifact.name.startswith(prefix)]
+    if not found:
+        raise not_there(job_id, prefix)
+    return found
+
+
 def is_held(session: Session, job_id: str, name: str) -> bool:
     """Whether the file was made, and waits for its verification or has failed it."""
     made = (StageRun.job_id == job_id, StageRun.status == StageStatus.SUCCEEDED, col(StageRun.stage).in_(HELD))

@@ -37,6 +37,7 @@ RULES = {
     "GET /v1/jobs/{job_id}/attempts": OWNED,
     "GET /v1/jobs/{job_id}/report": OWNED,
     "GET /v1/jobs/{job_id}/artifacts": OWNED,
+    "GET /v1/jobs/{job_id}/artifacts.tar": OWNED,
     "GET /v1/jobs/{job_id}/artifacts/{name}": OWNED,
     "POST /v1/jobs/{job_id}/artifacts/{name}/link": OWNED,
     "GET /v1/links/{token}/{job_id}/{name}": SIGNED,

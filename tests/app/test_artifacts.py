@@ -1,4 +1,6 @@
+import io
 import re
+import tarfile
 
 import pytest
 
@@ -86,3 +88,43 @@ def test_a_name_that_is_none_of_the_jobs_artifacts_is_404(client, artifact, name
     answer = client.get(f"/v1/jobs/{artifact[0]}/artifacts/{name}")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] in ("artifact_not_found", "not_found", "job_not_found")
+
+
+@pytest.fixture
+def many(submit, make_artifact):
+    job_id = submit()["id"]
+    names = {"merged/config.json": b"{}", "merged/" + "deep/" * 40 + "x": b"x" * 700, "adapter/a": b"", NAME: CONTENT}
+    for name, content in names.items():
+        make_artifact(job_id, name, content)
+    return job_id, names
+
+
+def unpack(answer) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        assert {member.mode for member in archive} == {0o644}
+        return {member.name: archive.extractfile(member).read() for member in archive}
+
+
+@pytest.mark.parametrize("prefix", ["", "merged/", "gguf"])
+def test_a_folder_is_one_tar_file_of_known_length(client, many, prefix):
+    job_id, names = many
+    answer = client.get(f"/v1/jobs/{job_id}/artifacts.tar", params={"prefix": prefix} if prefix else {})
+    assert answer.status_code == 200
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert unpack(answer) == {name: content for name, content in names.items() if name.startswith(prefix)}
+    assert answer.headers["content-disposition"] == f'attachment; filename="{prefix.strip("/") or job_id}.tar"'
+
+
+def test_the_head_of_a_tar_file_is_its_get_without_the_content(client, many):
+    path = f"/v1/jobs/{many[0]}/artifacts.tar?prefix=merged/"
+    full, head = client.get(path), client.head(path)
+    own = {"x-request-id", "date"}
+    assert head.content == b""
+    assert {k: v for k, v in head.headers.items() if k not in own} == {k: v for k, v in full.headers.items() if k not in own}
+    again = client.get(path, headers={"if-none-match": full.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_an_empty_tar_file_is_404(client, many):
+    answer = client.get(f"/v1/jobs/{many[0]}/artifacts.tar?prefix=nothing/")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "artifact_not_found")
