@@ -68,8 +68,8 @@ def find_stop(encoder: Encoder, *, texts: bool) -> int | None:
     return token if token in encoder.stop_token_ids else None
 
 
-def check_tokens(chats: list[Chat], tokenizer: Any, template: str | None, llama: Llama, bos: int | None) -> Iterator[str]:
-    """What is wrong, in sentences. `tokenizer` is the published one in transformers, `template` the file's, `bos` the token
+def check_tokens(chats: list[Chat], tokenizer: Any, llama: Llama, bos: int | None) -> Iterator[str]:
+    """What is wrong, in sentences. `tokenizer` is the published one in transformers, `bos` the token
     that begins every document in training."""
     for chat in chats:
         begins = bool(tokenizer.bos_token) and chat.text.startswith(tokenizer.bos_token)
@@ -80,7 +80,7 @@ def check_tokens(chats: list[Chat], tokenizer: Any, template: str | None, llama:
         if theirs != chat.ids:
             yield f"transformers has other tokens than training for {shorten(chat.text)}: {differ(chat.ids, theirs)}"
             return
-        text = chat.text if chat.turns is None or template is None else render(tokenizer, chat, template)
+        text = chat.text if chat.turns is None or llama.template is None else render(tokenizer, chat, llama.template)
         if llama.adds_bos and begins:
             text = text.removeprefix(tokenizer.bos_token)  # as llama.cpp does with what its chat template has written
         found = llama.tokenize(text)

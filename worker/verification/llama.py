@@ -52,6 +52,7 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llama_model_load_from_file": (Pointer, [ctypes.c_char_p, Params]),
     "llama_model_free": (None, [Pointer]),
     "llama_model_get_vocab": (Pointer, [Pointer]),
+    "llama_model_chat_template": (ctypes.c_char_p, [Pointer, ctypes.c_char_p]),
     "llama_vocab_n_tokens": (ctypes.c_int32, [Pointer]),
     "llama_vocab_bos": (ctypes.c_int32, [Pointer]),
     "llama_vocab_eos": (ctypes.c_int32, [Pointer]),
@@ -104,6 +105,9 @@ class Llama:
         if not self._model:
             raise CannotLoad(f"llama.cpp cannot load {path.name}")
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
+        template = self._library.llama_model_chat_template(self._model, None)
+        self.template = template.decode() if template is not None else None
+        """The file's chat template."""
         self.tokens = self._library.llama_vocab_n_tokens(self._vocabulary)
         self.bos = self._library.llama_vocab_bos(self._vocabulary)
         self.eos = self._library.llama_vocab_eos(self._vocabulary)
