@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from app.jobs.states import FailureCode, Stage
+from worker.stages.masks import Mask
 
 STAGES: dict[Stage, str] = {
     Stage.INSPECT: "worker.stages.inspect",
@@ -176,15 +177,16 @@ class Outcome:
 
 
 class Report:
-    """Appends reports to `events.jsonl`; carries the request to stop."""
+    """Appends reports to `events.jsonl`, without secrets; carries the request to stop."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, mask: Mask | None = None):
         self._file = path.open("a", encoding="utf-8")
+        self._mask = mask or Mask()
         self._holding = False
         self.stop_requested = False
 
     def __call__(self, kind: str, **data: Any) -> None:
-        self._file.write(json.dumps({"kind": kind, "time": time.time(), **data}) + "\n")
+        self._file.write(json.dumps({"kind": kind, "time": time.time(), **self._mask(data)}) + "\n")
         self._file.flush()
 
     def request_stop(self) -> None:

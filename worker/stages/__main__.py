@@ -19,6 +19,7 @@ from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode, Stage
 from app.storage import keep_only
 from worker.stages import DISK_FULL_STATUS, STAGES, Inputs, Outcome, Report, StageFailure, StageStopped
+from worker.stages.masks import Mask, MaskedStream
 
 PR_SET_PDEATHSIG = 1
 
@@ -44,7 +45,9 @@ def carry_out(attempt: Path) -> dict:
     spec = JobSpec.model_validate(request["spec"]) if request["spec"] else None
     out = attempt / "out"
     out.mkdir(exist_ok=True)
-    report = Report(attempt / "events.jsonl")
+    mask = Mask(inputs.secrets.values())
+    sys.stdout, sys.stderr = MaskedStream(sys.stdout, mask), MaskedStream(sys.stderr, mask)
+    report = Report(attempt / "events.jsonl", mask)
     signal.signal(signal.SIGTERM, lambda *_: report.request_stop())
     try:
         stage = importlib.import_module(STAGES[Stage(request["stage"])])
@@ -61,7 +64,7 @@ def carry_out(attempt: Path) -> dict:
             error = describe(problem)
         with suppress(OSError):  # the log, too, may be on a full disk
             traceback.print_exc()
-    return {"status": "failed", "error": error}
+    return {"status": "failed", "error": mask(error)}
 
 
 def full_disk(attempt: Path, inputs: Inputs) -> dict:
