@@ -16,10 +16,12 @@ BUILT_IN_MODEL = "smollm2-135m-instruct"
 MAX_ACCUMULATION = 4096
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Word = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""A pattern also keeps out halves of surrogate pairs, which neither the database nor an answer can hold."""
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,64}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 SECRET_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # noqa: S105 — of names
 SECRET_PREFIX = "secret:"  # noqa: S105 — of a name
 WEBHOOK_SECRET = "webhook.secret"  # noqa: S105 — a field's path
@@ -57,13 +59,13 @@ class SpecModel(BaseModel):
 
 class HubDataset(SpecModel):
     repo: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$", max_length=200)]
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
+    config: Word | None = None
+    split: Word = "train"
+    revision: Word | None = None
 
 
 class Dataset(SpecModel):
-    file: str | None = None
+    file: Word | None = None
     hub: HubDataset | None = None
     format: Literal[
         "auto", "sharegpt", "messages", "alpaca", "prompt_completion", "instruction_response", "text", "preference"
@@ -71,7 +73,7 @@ class Dataset(SpecModel):
     max_samples: Annotated[int, Field(ge=1)] | None = None
     seed: Seed = 3407
     validation_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-    validation_file: str | None = None
+    validation_file: Word | None = None
     max_refused: Annotated[int, Field(ge=0)] = 0
     long_rows: Literal["split", "cut", "drop"] = "split"
 
@@ -185,12 +187,12 @@ class Publication(SpecModel):
 
 
 class JobSpec(SpecModel):
-    base_model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    base_model: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,200}$")] | None = None
     hub_token: SecretReference | None = None
     dataset: Dataset
     name: Name | None = None
-    purpose: Annotated[str, StringConstraints(max_length=4000)] | None = None
+    purpose: Annotated[str, StringConstraints(max_length=4000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")] | None = None
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = {}
     method: Literal["sft", "cpt", "dpo"] = "sft"
     quantization: Literal["nf4", "int8", "none"] = "nf4"
@@ -207,8 +209,8 @@ class JobSpec(SpecModel):
     preemptible: bool = False
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
     max_runtime_seconds: Annotated[int, Field(ge=1)] | None = None
-    from_job: str | None = None
-    from_checkpoint: str | None = None
+    from_job: Word | None = None
+    from_checkpoint: Word | None = None
 
     def secrets(self) -> dict[str, str]:
         """The name of each secret that this spec needs, by the field that names it."""
