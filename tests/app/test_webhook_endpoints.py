@@ -2,6 +2,7 @@
 
 import json
 import logging
+from datetime import timedelta
 
 import pytest
 from openai import OpenAI
@@ -12,10 +13,11 @@ from standardwebhooks import Webhook
 from app.db import read_session, write_session
 from app.jobs import repository as jobs
 from app.jobs.states import JobStatus
-from app.models import WebhookEndpoint, now
+from app.models import WebhookDelivery, WebhookEndpoint, now
 from app.secrets.encryption import open_keys
 from app.settings import Settings
 from app.storage import Storage
+from app.sweep import DELIVERIES_KEPT_DAYS, sweep_deliveries
 from app.webhooks import service
 from app.webhooks.events import WebhookEvent
 from worker.notifier import notify
@@ -296,3 +298,17 @@ def test_every_event_has_a_sample(client, create, receiver):
         assert client.post(f"{ENDPOINTS}/{endpoint['id']}/test", json={"event_type": type}).status_code == 200
     statuses = [json.loads(got.body)["data"]["status"] for got in receiver.received]
     assert set(statuses) <= set(JobStatus)
+
+
+def test_the_log_forgets_what_ended_long_ago_and_keeps_what_waits(client, create, receiver, tell, engine):
+    create(receiver.url())
+    tell()
+    receiver.answer = answer_with("500 Oops")
+    waiting = tell()
+    recent = tell()
+    with write_session(engine) as session:
+        for delivery in session.exec(select(WebhookDelivery).where(WebhookDelivery.job_id != recent)):
+            delivery.created_at = now() - timedelta(days=DELIVERIES_KEPT_DAYS + 1)
+            session.add(delivery)
+    sweep_deliveries(engine)
+    assert [one["job_id"] for one in client.get("/v1/webhook_deliveries").json()["data"]] == [recent, waiting]
