@@ -1,0 +1,195 @@
+"""schemathesis over the whole published schema, in all its phases: as an administrator, as another tenant, and without a key.
+
+    python bench/fuzz.py [--cases 50000] [--round-seconds 60] [--seed 1]
+
+Each round starts from a service with something of everything in it. It ends with status 1 at a server error, an answer that the
+schema does not document, or one that is not what the schema says.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from app import blobs
+from app.db import make_engine, write_session
+from app.jobs import repository, results, stage_runs
+from app.jobs.states import JobStatus, Resource
+from app.models import Artifact
+from app.settings import Settings
+from app.storage import Storage
+
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance"
+)
+LEFT_OUT = {"/readyz"}
+"""It says with 503 that no worker is there."""
+MODEL = "smollm2-135m-instruct"
+ROW = b'{"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2."}]}\n'
+SHARE_OF_KNOWN = 0.6
+"""How often a parameter of the path is something that is there."""
+
+
+@contextmanager
+def serve(folder: Path, key: str) -> Iterator[str]:
+    """A server on an empty data folder, without workers and without the hub."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"DATA_DIR": str(folder), "BROKER_URL": "memory://", "BOOTSTRAP_KEY": key, "PORT": str(port)}
+    environment = os.environ | {f"TUNESMITH_{name}": value for name, value in settings.items()} | {"HF_HUB_OFFLINE": "1"}
+    with (folder / "api.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not answers(url):
+            if process.poll() is not None:
+                raise SystemExit((folder / "api.log").read_text())
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def fill(http: httpx2.Client, folder: Path) -> dict[str, list[str]]:
+    """Makes something of everything for the client's tenant; answers the values of path parameters, by name."""
+    files = [upload(http) for _ in range(3)]
+    jobs = [submit(http, files[0]) for _ in range(5)]
+    http.post(f"/v1/jobs/{jobs[0]}/cancel").raise_for_status()
+    http.post(f"/v1/jobs/{jobs[1]}/pause").raise_for_status()
+    http.put("/v1/secrets/hf", json={"value": "hf_x"}).raise_for_status()
+    succeed(jobs[2], folder)
+    models = [model["id"] for model in http.get("/v1/models").raise_for_status().json()["data"]]
+    return {"job_id": jobs, "file_id": files, "model": models, "name": ["hf", "gguf/model-q8_0.gguf"]}
+
+
+def upload(http: httpx2.Client) -> str:
+    answer = http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", ROW)})
+    return answer.raise_for_status().json()["id"]
+
+
+def submit(http: httpx2.Client, file_id: str) -> str:
+    spec = {"base_model": MODEL, "dataset": {"file": file_id}, "labels": {"team": "nlp"}}
+    return http.post("/v1/jobs", json=spec).raise_for_status().json()["id"]
+
+
+def succeed(job_id: str, folder: Path) -> None:
+    """What workers would have done."""
+    settings = Settings(data_dir=folder)
+    storage, engine = Storage(settings.root), make_engine(settings.database)
+    content = b"GGUF" + secrets.token_bytes(1000)
+    sha256 = hashlib.sha256(content).hexdigest()
+    with write_session(engine) as session:
+        job = repository.get(session, job_id)
+        while (run := stage_runs.claim(session, Resource.CPU, "wrk_fuzz", 60)) is not None and run.job_id != job_id:
+            continue
+        repository.set_status(session, job, JobStatus.RUNNING, "The job started.")
+        blobs.keep(session, sha256, len(content))
+        storage.blob(sha256).parent.mkdir(parents=True, exist_ok=True)
+        storage.blob(sha256).write_bytes(content)
+        session.add(
+            Artifact(tenant_id=job.tenant_id, job_id=job_id, name="gguf/model-q8_0.gguf", kind="gguf", blob_sha256=sha256)
+        )
+        results.write_results(session, storage, job)
+        repository.set_status(session, job, JobStatus.SUCCEEDED, "The job succeeded.")
+    engine.dispose()
+
+
+def write_config(folder: Path, known: dict[str, list[str]], key: str | None) -> Path:
+    lines = [f'headers = {{ Authorization = "Bearer {key}" }}'] if key else []
+    for name, values in known.items():
+        lines += [f"[dictionaries.{name}]", f"values = {json.dumps(values)}"]
+    lines.append("[parameters]")
+    lines += [f'"path.{name}" = {{ dictionary = "{name}", probability = {SHARE_OF_KNOWN} }}' for name in known]
+    lines += [
+        "[[operations]]",
+        'include-path = "/v1/jobs/{job_id}/events"',
+        "[operations.parameters]",
+        '"query.stream" = false',
+    ]
+    path = folder / "schemathesis.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def start(url: str, folder: Path, known: dict[str, list[str]], key: str | None, seconds: int, seed: int) -> subprocess.Popen:
+    """One caller's run, with its report in the folder."""
+    folder.mkdir()
+    command = [Path(sys.executable).with_name("schemathesis"), "--config-file", write_config(folder, known, key), "run"]
+    command += [f"{url}/openapi.json", "--checks", CHECKS, "--max-time", str(seconds), "--seed", str(seed), "--no-shrink"]
+    command += ["--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off"]
+    command += ["--report", "json", "--report-json-path", folder / "report.json"]
+    for path in LEFT_OUT:
+        command += ["--exclude-path", path]
+    with (folder / "output.txt").open("wb") as output:
+        return subprocess.Popen([str(part) for part in command], stdout=output, stderr=output, cwd=folder)
+
+
+def run_round(folder: Path, seconds: int, seed: int) -> tuple[dict[str, int], list[Path]]:
+    """All callers at once against one service; answers the cases of each, and the outputs of those that found something."""
+    data, key = folder / "data", f"tsk_{secrets.token_hex(16)}"
+    data.mkdir()
+    cases, bad = {}, []
+    with serve(data, key) as url, caller(url, key) as admin:
+        made: Any = admin.post("/v1/keys", json={"tenant": "other", "scopes": ["read", "write"]}).raise_for_status().json()
+        with caller(url, made["key"]) as tenant:
+            known = {"admin": fill(admin, data), "tenant": fill(tenant, data)}
+        keys = {"admin": key, "tenant": made["key"], "nobody": None}
+        running = {name: start(url, folder / name, known.get(name, known["admin"]), keys[name], seconds, seed) for name in keys}
+        for name, process in running.items():
+            process.wait()
+            report = json.loads((folder / name / "report.json").read_text())
+            cases[name] = report["test_cases"]["generated"]
+            if report["failures"] or report["errors"] or process.returncode:
+                bad.append(folder / name / "output.txt")
+    return cases, bad
+
+
+def caller(url: str, key: str) -> httpx2.Client:
+    return httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=50_000)
+    parser.add_argument("--round-seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    total, seed = 0, options.seed
+    while total < options.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            cases, bad = run_round(Path(folder), options.round_seconds, seed)
+            total += sum(cases.values())
+            print(f"seed {seed}: {cases}, {total} in all", flush=True)
+            for output in bad:
+                print(f"\n{output.parent.name}:\n{output.read_text()}")
+            if bad:
+                sys.exit(1)
+        seed += 1
+
+
+if __name__ == "__main__":
+    main()
