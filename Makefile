@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-writers clean
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers clean
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -52,6 +52,9 @@ bench-chaos: setup ## Kill and freeze the parts of a service at work 200 times, 
 
 bench-data: setup ## Report on, tokenise and pack 100,000 rows: CPU, memory, and how long it is silent
 	$(BIN)/python bench/data.py
+
+bench-fuzz: setup ## Ask the API 50,000 generated questions as three callers, and look for answers that its schema does not have
+	$(BIN)/python bench/fuzz.py
 
 bench-writers: setup ## Let four processes write progress while a reader polls
 	$(BIN)/python bench/writers.py

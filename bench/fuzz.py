@@ -51,7 +51,8 @@ def serve(folder: Path, key: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"DATA_DIR": str(folder), "BROKER_URL": "memory://", "BOOTSTRAP_KEY": key, "PORT": str(port)}
+    settings = {"DATA_DIR": str(folder), "PORT": str(port), "BOOTSTRAP_KEY": key}
+    settings |= {"BROKER_URL": "memory://", "REQUESTS_PER_MINUTE": "0"}
     environment = os.environ | {f"TUNESMITH_{name}": value for name, value in settings.items()} | {"HF_HUB_OFFLINE": "1"}
     with (folder / "api.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, stdout=log, stderr=log)

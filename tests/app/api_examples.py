@@ -23,6 +23,12 @@ REQUESTS = {
     "GET /v1/fine_tuning/jobs": {"query": {"metadata[team]": "nlp", "limit": 1}},
     "PUT /v1/secrets/{name}": {"json": {"value": "hf_of_mine"}},
     "POST /v1/keys": {"json": {"name": "ci", "scopes": ["read", "write"]}},
+    "POST /v1/webhook_endpoints": {"json": {"url": "https://hooks.example.com/", "name": "first"}},
+    "POST /v1/webhook_endpoints/{endpoint_id}": {"json": {"enabled": True}},
+    "PATCH /v1/webhook_endpoints/{endpoint_id}": {"json": {"event_types": ["fine_tuning.job.failed"]}},
+    "POST /v1/webhook_endpoints/{endpoint_id}/rotate_secret": {"json": {"keep_old_secret_active_for_24_hours": True}},
+    "POST /v1/webhook_endpoints/{endpoint_id}/test": {"json": {"event_type": "fine_tuning.job.succeeded"}, "status": 400},
+    "GET /v1/webhook_deliveries": {"query": {"limit": 1}},
     "POST /v1/jobs/estimate": {"status": 422},
 }
 """`status` where it is not one of success."""
@@ -49,6 +55,12 @@ ERRORS = {
     "job_running": ("DELETE", "/v1/jobs/{running}", {}),
     "job_in_use": ("DELETE", "/v1/jobs/{job_id}", {"before": ("/v1/jobs", NEW_JOB | {"from_job": "{job_id}"})}),
     "file_in_use": ("DELETE", "/v1/files/{file_id}", {"before": ("/v1/jobs", NEW_JOB)}),
+    "webhook_endpoint_not_found": ("GET", "/v1/webhook_endpoints/wh_unknown", {}),
+    "webhook_delivery_not_found": ("POST", "/v1/webhook_deliveries/dlv_unknown/redeliver", {}),
+    "webhook_endpoint_disabled": ("POST", "/v1/webhook_deliveries/{undelivered}/redeliver", {}),
+    "webhook_test_failed": ("POST", "/v1/webhook_endpoints/{endpoint_id}/test", {}),
+    "rate_limited": ("GET", "/v1/files", {"settings": {"requests_per_minute": 1}}),
+    "quota_exceeded": ("POST", "/v1/jobs", {"json": NEW_JOB, "settings": {"max_open_jobs": 0}}),
     "idempotency_conflict": ("POST", "/v1/jobs", {"json": NEW_JOB, "idempotency": ("nightly-7", NEW_JOB | {"priority": 1})}),
     "too_large": ("POST", "/v1/jobs", {"text": "[" + "0," * 600_000}),
     "invalid_spec": ("POST", "/v1/jobs", {"json": NEW_JOB | {"training": {"epochs": 0}}}),
@@ -60,7 +72,9 @@ ERRORS = {
 """The request that each code answers."""
 
 NOT_SHOWN = {
+    "artifact_not_verified",
     "conflict",
+    "too_many_endpoints",
     "idempotency_in_flight",
     "model_gated",
     "hub_unauthorized",
@@ -69,4 +83,4 @@ NOT_SHOWN = {
     "unavailable",
     "disk_full",
 }
-"""They need another service, a full disk, or a moment: other tests bring them about."""
+"""They need a worker, another service, a full disk, a moment, or a hundred of something: other tests bring them about."""
