@@ -67,6 +67,7 @@ def known(client, engine, submit, upload, inspected, take_up, end_job, make_arti
     disabled = client.post("/v1/webhook_endpoints", json={"url": "https://localhost:1024/", "name": "old"}).json()["id"]
     values = {status: make(status) for status in ("queued", "running", "paused", "failed", "succeeded")}
     client.post(f"/v1/webhook_endpoints/{disabled}", json={"enabled": False})
+    link = client.post(f"/v1/jobs/{values['succeeded']}/artifacts/gguf/first-q8_0.gguf/link").json()
     read = upload(CONVERSATION.encode())["id"]
     inspected(read, report=report | {"rows_refused": 0, "refusals": []})
     return values | {
@@ -78,6 +79,7 @@ def known(client, engine, submit, upload, inspected, take_up, end_job, make_arti
         "endpoint_id": endpoint,
         "delivery_id": client.get(f"/v1/webhook_deliveries?endpoint={endpoint}").json()["data"][0]["id"],
         "undelivered": client.get(f"/v1/webhook_deliveries?endpoint={disabled}").json()["data"][0]["id"],
+        "token": link["url"].partition("/v1/links/")[2].partition("/")[0],
         "key_id": client.post("/v1/keys", json={"name": "ci"}).json()["id"],
         "model": client.get("/v1/models").json()["last_id"],
         "artifact": "gguf/first-q8_0.gguf",
@@ -162,8 +164,9 @@ def shorten_text(text):
 
 def hide(text):
     """Without what is another on each run."""
-    text = re.sub(r"\b(job_|file-|evt_|art_|ckpt_|wh_|dlv_|key_|run_|wrk_)[0-9a-z]{26}", r"\1…", text)
+    text = re.sub(r"\b(job_|file-|evt_|art_|ckpt_|wh_|dlv_|key_|run_|wrk_|req_)[0-9a-z]{26}", r"\1…", text)
     text = re.sub(r"\bwhsec_[^\"]*", "whsec_…", text)
+    text = re.sub(r"/v1/links/[^/]+/", "/v1/links/…/", text)
     text = re.sub(r"\btsk_[\w-]{43}", "tsk_…", text)
     text = re.sub(r'("(?:hint|reason)": )"[^"]*"', r'\1"…"', text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)", "2026-11-22T12:00:00Z", text)
