@@ -12,6 +12,7 @@ from sqlmodel import select
 from app.db import read_session, write_session
 from app.keys.keyring import Keyring
 from app.keys.service import hash_key
+from app.main import has_key
 from app.models import ApiKey, now
 
 BOOTSTRAP = "tsk_of_the_first_administrator"
@@ -145,13 +146,15 @@ def create_locally(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_first_key_is_made_on_the_host_and_closes_a_running_server_for_good(client, engine):
+def test_the_first_key_is_made_on_the_host_and_closes_a_running_server_for_good(client, settings):
+    assert not has_key(settings)
     assert client.get("/v1/jobs").status_code == 200
     done = create_locally("--name", "first")
     key = done.stdout.strip()
     assert key.startswith("tsk_"), done.stderr
     client.app.state.keyring.refresh()
     assert client.get("/v1/jobs").status_code == 401
+    assert has_key(settings)
     made = client.get("/v1/keys", headers=bearer(key)).json()["data"][0]
     assert (made["name"], made["scopes"]) == ("first", ["admin", "read", "write"])
     assert client.delete(f"/v1/keys/{made['id']}", headers=bearer(key)).status_code == 200

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import threading
 import time
@@ -12,6 +13,10 @@ import uvicorn
 from receiver import LOOPBACK, Receiver, answer_with
 from standardwebhooks import Webhook
 
+from app.keys.keyring import FRESH_SECONDS
+from app.keys.local import create
+from app.keys.schemas import NewKey
+from app.keys.scopes import Scope
 from app.main import create_app
 from client import cli
 
@@ -118,6 +123,27 @@ def test_secret_is_read_from_a_pipe_listed_and_deleted(tunesmith, monkeypatch):
     assert tunesmith("secrets", "delete", "hf")[0] == 0
     code, _, errors = tunesmith("secrets", "delete", "hf")
     assert (code, "GET /v1/secrets" in errors) == (1, True)
+
+
+def test_keys_are_created_listed_and_revoked(tunesmith, settings, monkeypatch):
+    """The first one in this process, as --local does it in one of its own."""
+    assert "tunesmith keys create --local" in tunesmith("keys", "create")[2]
+    monkeypatch.setenv("TUNESMITH_API_KEY", create(settings, NewKey(scopes=list(Scope))).key)
+    time.sleep(FRESH_SECONDS)
+    code, output, errors = tunesmith("keys", "create", "--name", "ci", "--scope", "read", "--expires-in-days", "1", "--json")
+    made = json.loads(output)
+    assert (code, made["scopes"], made["key"][-4:]) == (0, ["read"], made["hint"]), errors
+    listed = tunesmith("keys", "list")[1]
+    assert made["id"] in listed and made["key"] not in listed
+    administrator = os.environ["TUNESMITH_API_KEY"]
+    monkeypatch.setenv("TUNESMITH_API_KEY", made["key"])
+    assert tunesmith("jobs")[0] == 0
+    assert "'admin'" in tunesmith("keys")[2]
+    monkeypatch.setenv("TUNESMITH_API_KEY", administrator)
+    assert "revoked" in tunesmith("keys", "revoke", made["id"])[1]
+    assert made["id"] not in tunesmith("keys")[1]
+    monkeypatch.delenv("TUNESMITH_API_KEY")
+    assert "TUNESMITH_API_KEY" in tunesmith("jobs")[2]
 
 
 def test_an_endpoint_is_made_tried_told_and_deleted(tunesmith, spec, settings):
