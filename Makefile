@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers clean
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export clean
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -58,6 +58,9 @@ bench-fuzz: setup ## Ask the API 50,000 generated questions as three callers, an
 
 bench-writers: setup ## Let four processes write progress while a reader polls
 	$(BIN)/python bench/writers.py
+
+bench-export: setup ## Make GGUF files of a 1B model in one pass, against llama.cpp's own route over a merged folder
+	$(BIN)/python bench/export.py data/bench/export
 
 clean: ## Remove .venv and caches; data stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

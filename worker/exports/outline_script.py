@@ -33,7 +33,7 @@ def watched(modify: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
     def watch(data: Any, name: str, layer: int | None) -> Iterator[Any]:
         results = list(modify(data, name, layer))
         for made, tensor in results:
-            if data.dim() <= 1:
+            if len(data.shape) <= 1:  # data.dim() would read the tensor
                 vectors.add(made)
             elif tensor is data:
                 sources[made] = {"source": name, "order": None}
