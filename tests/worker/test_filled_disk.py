@@ -117,7 +117,7 @@ def test_a_full_disk_fails_each_stage_and_its_retry_succeeds(
     supervised.work()
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == ("succeeded", None)
-    assert {artifact["kind"] for artifact in job["artifacts"]} == {"adapter", "merged", "gguf"}
+    assert {artifact["kind"] for artifact in job["artifacts"]} == {"adapter", "merged", "gguf", "modelfile"}
     trains = [run for run in supervised.runs(job_id) if run.stage is Stage.TRAIN]
     assert trains[1].outputs and trains[1].outputs["values"]["resumed_from_step"] >= 4
     check_artifacts(client, job_id)

@@ -12,7 +12,8 @@ from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode, Stage
 from worker.data import base_models
 from worker.data.encoded_sets import make_encoder
-from worker.stages import Inputs, Outcome, Report, StageFailure
+from worker.exports.modelfile import write_modelfile
+from worker.stages import Inputs, Outcome, OutputFile, Report, StageFailure
 from worker.verification.chats import collect_chats, find_stop
 from worker.verification.gguf_file import Expected, verify_file
 from worker.verification.merged_folder import check_merged
@@ -43,7 +44,21 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
         kind = Path(name).stem.rpartition("-")[2]
         found[name] = verify_file(inputs.folders[Stage.CONVERT] / name, expected, inputs.most_kl[kind])
     require_passed(spec, found, report)
-    return Outcome({"verification": found})
+    return Outcome({"verification": found}, [describe_to_ollama(out, list(inputs.values[Stage.CONVERT]["files"]), expected)])
+
+
+def describe_to_ollama(out: Path, names: list[str], expected: Expected) -> OutputFile:
+    """Writes gguf/Modelfile. Ollama puts the BOS in front by itself when the file says so."""
+    bos = expected.tokenizer.bos_token if expected.bos is not None else ""
+
+    def render(turns: list[dict[str, Any]]) -> str:
+        text = expected.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(text).removeprefix(bos)
+
+    files = [Path(name).name for name in names]
+    path = out / "Modelfile"
+    path.write_text(write_modelfile(files, render if expected.template else None, expected.stops), encoding="utf-8")
+    return OutputFile.of(out, path, name="gguf/Modelfile", kind="modelfile")
 
 
 def merged_folder(inputs: Inputs) -> Path | None:
@@ -78,6 +93,7 @@ def expect(spec: JobSpec, inputs: Inputs, base: base_models.BaseModel, source: S
         template=None if encoder.template.source == "default" and texts else encoder.template.text,
         bos=encoder.bos,
         stop=find_stop(encoder, texts=texts or encoder.whole),
+        stops=[str(tokenizer.convert_ids_to_tokens(index)) for index in sorted(encoder.stop_token_ids)],
         documents=documents,
         merged=source.merged_logits(documents, tell),
         base=source.base_logits(documents, tell),

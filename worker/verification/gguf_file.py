@@ -20,15 +20,19 @@ MOST_EXCESS = 0.25
 
 @dataclass(frozen=True)
 class Expected:
-    """What every file of a job must have. `template` is None for a model that is asked without one, `stop` for one whose
-    answers no special token ends, `bos` for one whose documents begin with none. `merged` and `base` are
-    the logits of the merged model and of the base model."""
+    """What every file of a job must have.
+
+    `template` is None for a model that is asked without one, `stop` for one whose answers no special token ends, `bos` for one
+    whose documents begin with none. `stops` are the texts of all tokens that end an answer; `merged` and `base` the logits of
+    the merged model and of the base model.
+    """
 
     chats: list[Chat]
     tokenizer: Any
     template: str | None
     bos: int | None
     stop: int | None
+    stops: list[str]
     documents: list[np.ndarray]
     merged: list[np.ndarray]
     base: list[np.ndarray]

@@ -36,7 +36,10 @@ def count_adapters(failure: StageFailure) -> float:
 
 def test_a_right_file_passes_with_its_figures(job):
     job.write()
-    verdict = job.verify().values["verification"][job.name]
+    outcome = job.verify()
+    verdict = outcome.values["verification"][job.name]
+    assert [(file.name, file.kind) for file in outcome.files] == [("gguf/Modelfile", "modelfile")]
+    assert 'PARAMETER stop "<|im_end|>"' in (job.folder / "out" / "Modelfile").read_text()
     assert verdict["passed"] and not verdict["problems"]
     assert 0 <= verdict["kl"] < 1e-4 and verdict["top1"] > 0.95 and verdict["tokens"] > 100
     assert verdict["perplexity"] == pytest.approx(verdict["reference_perplexity"], rel=1e-2)
