@@ -4,8 +4,8 @@ usage: export.py PLACE [QUANTIZATION ...] [--quantizer LLAMA_QUANTIZE] [--untied
 
 PLACE keeps the base model, of the Llama-3.2-1B shape with random weights, for the next run. llama.cpp's route is the stage
 `merge`, or with --peft a script with peft's merge_and_unload; then the converter, and for a mixture of types llama-quantize, or
-without its path our own quantiser on the converter's file. Every step is a process of its own: seconds on the wall, and the
-peak of its memory or its largest child's. The files are compared byte by byte. Prints JSON.
+without its path our own quantiser on the converter's file. Every step is a process of its own: seconds on the wall and of
+the CPU, and the peak of its memory or its largest child's. The files are compared byte by byte. Prints JSON.
 """
 
 import argparse
@@ -71,19 +71,21 @@ def save_adapter(base: Path, folder: Path) -> None:
 
 
 def measure(command: list, environment: dict[str, str] | None = None) -> dict:
-    """Seconds and MiB of a command, begun by a process of its own so that nobody else's peak is counted."""
+    """Seconds on the wall and of the CPU, and MiB, of a command, begun by a process of its own so that nobody else's peak is counted."""
     program = "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode;"
-    program += "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    program += "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
+    program += "print(code, used.ru_maxrss, used.ru_utime + used.ru_stime)"
     begun = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, command)],
         env=os.environ | CALM | {"PYTHONPATH": str(ROOT)} | (environment or {}),
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
-    code, kibibytes = done.stdout.splitlines()[-1].split()
+    code, kibibytes, cpu = done.stdout.splitlines()[-1].split()
     if int(code):
         raise SystemExit(f"{command} failed:\n{done.stdout}\n{done.stderr}")
-    return {"seconds": round(time.monotonic() - begun, 1), "peak_mib": int(kibibytes) // 1024}
+    seconds = round(time.monotonic() - begun, 1)
+    return {"seconds": seconds, "cpu_seconds": round(float(cpu), 1), "peak_mib": int(kibibytes) // 1024}
 
 
 def run_stage(stage: str, spec: dict, place: Path, attempt: Path) -> dict:
