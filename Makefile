@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export clean
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export clean bench-api
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -46,6 +46,9 @@ bench-gpu: setup ## Run the Llama-3.2-1B shape on an accelerator: does it fit, a
 	$(BIN)/python bench/make_model.py data/bench/models/llama-3.2-1b-shape
 	$(BIN)/python bench/gpu_job.py data/bench/models data/bench/gpu
 	$(BIN)/python bench/gpu_resume.py data/bench/models data/bench/gpu/resume.json
+
+bench-api: setup ## Compare the cost of requests with a bare FastAPI, and hold a thousand event streams open for ten minutes
+	$(BIN)/python bench/api.py
 
 bench-chaos: setup ## Kill and freeze the parts of a service at work 200 times, and look for what is lost or done twice
 	$(BIN)/python bench/chaos --kills 200 --seed 1 --ledger data/bench/chaos.jsonl

@@ -46,12 +46,12 @@ SHARE_OF_KNOWN = 0.6
 
 
 @contextmanager
-def serve(folder: Path, key: str) -> Iterator[str]:
+def serve(folder: Path, key: str | None) -> Iterator[str]:
     """A server on an empty data folder, without workers and without the hub."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"DATA_DIR": str(folder), "PORT": str(port), "BOOTSTRAP_KEY": key}
+    settings = {"DATA_DIR": str(folder), "PORT": str(port), "BOOTSTRAP_KEY": key or ""}
     settings |= {"BROKER_URL": "memory://", "REQUESTS_PER_MINUTE": "0"}
     environment = os.environ | {f"TUNESMITH_{name}": value for name, value in settings.items()} | {"HF_HUB_OFFLINE": "1"}
     with (folder / "api.log").open("wb") as log:

@@ -21,10 +21,11 @@ def present(session: Session, job: Job, base_url: str) -> schemas.Job:
 
 
 def present_all(session: Session, jobs: Sequence[Job], base_url: str) -> list[schemas.Job]:
-    """Four queries, however many jobs."""
+    """At most four queries, however many jobs."""
     ids = [job.id for job in jobs]
     runs = stage_runs.newest_by_stage(session, ids)
-    positions = stage_runs.queue_positions(session, ids)
+    waiting = [job.id for job in jobs if not JobStatus(job.status).is_terminal]
+    positions = stage_runs.queue_positions(session, waiting) if waiting else {}
     files: dict[str, list[Artifact]] = {job_id: [] for job_id in ids}
     for row, size in artifacts.list_of(session, ids):
         files[row.job_id].append(Artifact.of(row, size, base_url))
