@@ -87,10 +87,12 @@ def expect(spec: JobSpec, inputs: Inputs, base: base_models.BaseModel, source: S
     def tell(message: str) -> None:
         report("progress", message=message)
 
+    template = None if encoder.template.source == "default" and texts else encoder.template.text
+    chats = collect_chats(encoder, held_out_prompts(inputs), trained_samples(spec, inputs))
     return Expected(
-        chats=list(collect_chats(encoder, held_out_prompts(inputs), trained_samples(spec, inputs))),
+        chats=[chat for chat in chats if template is not None or chat.turns is None],
         tokenizer=tokenizer,
-        template=None if encoder.template.source == "default" and texts else encoder.template.text,
+        template=template,
         bos=encoder.bos,
         stop=find_stop(encoder, texts=texts or encoder.whole),
         stops=[str(tokenizer.convert_ids_to_tokens(index)) for index in sorted(encoder.stop_token_ids)],

@@ -74,6 +74,17 @@ def test_an_adapter_that_changes_less_than_a_quantization_may(other_job, times):
     assert count_adapters(failure) == pytest.approx(times, abs=0.3)
 
 
+def test_a_model_of_texts_has_no_template(other_job):
+    job = other_job(template=None)
+    job.form = "text"
+    (job.folder / "rows.jsonl").write_text('{"text": "the quick brown fox"}\n')
+    job.write()
+    assert job.verify().values["verification"][job.name]["passed"]
+    assert 'TEMPLATE """{{ .Prompt }}"""' in (job.folder / "out" / "Modelfile").read_text()
+    job.write(lambda planted: planted.fields.update({"tokenizer.chat_template": CHATML}))
+    assert "its chat template is not the one" in refuse(job).message
+
+
 def test_a_second_bos(job):
     job.write(lambda planted: planted.fields.update({"tokenizer.ggml.add_bos_token": True}))
     assert "llama.cpp has other tokens than training" in refuse(job).message

@@ -139,7 +139,7 @@ def write_gguf(path: Path, base: Path, planted: Planted) -> None:
         "tokenizer.ggml.bos_token_id": vocabulary["<s>"],
         "tokenizer.ggml.eos_token_id": vocabulary["<|im_end|>"],
         "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.chat_template": (base / "chat_template.jinja").read_text(),
+        "tokenizer.chat_template": template.read_text() if (template := base / "chat_template.jinja").exists() else None,
     } | planted.fields
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "llama")
@@ -176,7 +176,7 @@ class TinyJob:
     """A job up to `convert`; `verify` runs the stage over it."""
 
     def __init__(self, folder: Path, *, std: float = 0.05, **tokenizer: Any):
-        self.folder = folder
+        self.folder, self.form = folder, "messages"
         self.base = save_base(folder / "models" / "tiny", **tokenizer)
         self.adapter = save_adapter(folder / "train" / "adapter", self.base, std=std)
         self.gguf = folder / "convert" / "gguf" / f"{TITLE}-f16.gguf"
@@ -219,7 +219,7 @@ class TinyJob:
             filename="rows.jsonl",
             folders={name: folder for name, folder in folders.items() if folder.exists()},
             values={
-                "prepare": {"base_model": {"revision": None}, "format": "messages"},
+                "prepare": {"base_model": {"revision": None}, "format": self.form},
                 "convert": {"files": [f"gguf/{self.gguf.name}"]},
             },
             most_kl={"f16": most_kl},
