@@ -127,10 +127,13 @@ def test_the_readme_s_receiver_takes_what_is_signed_and_nothing_else(tmp_path):
 @pytest.mark.ml
 @pytest.mark.timeout(900)
 def test_readme_lines_run_as_they_stand(live_service, tmp_path):
-    """The one line that is run twice is the download, the second time after half of the file was lost."""
+    """The one line that is run twice is the download, the second time after half of the file was lost. OpenAI's client looks at
+    the job before it is deleted."""
     download = next(number for number, block in enumerate(README_LINES) if "-C -" in block)
     lose_half = "truncate --size=$(($(stat --format=%s model.gguf) / 2)) model.gguf\n"
     blocks = [*README_LINES[: download + 1], lose_half, *README_LINES[download:]]
+    deletion = next(number for number, block in enumerate(blocks) if "-X DELETE" in block)
+    blocks.insert(deletion, f'{sys.executable} {ROOT}/tests/through_openai.py "$TUNESMITH_URL" "$JOB" model.gguf\n')
     environment = os.environ | {"TUNESMITH_URL": live_service}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True
