@@ -71,7 +71,7 @@ def save_adapter(base: Path, folder: Path) -> None:
 
 
 def measure(command: list, environment: dict[str, str] | None = None) -> dict:
-    """Seconds on the wall and of the CPU, and MiB, of a command, begun by a process of its own so that nobody else's peak is counted."""
+    """What a command takes, begun by a process of its own so that nobody else's peak is counted."""
     program = "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode;"
     program += "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
     program += "print(code, used.ru_maxrss, used.ru_utime + used.ru_stime)"
