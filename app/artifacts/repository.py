@@ -6,8 +6,8 @@ from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
-from app.jobs.states import HELD, StageStatus
-from app.models import Artifact, Blob, StageRun
+from app.jobs.states import HELD, JobStatus, StageStatus
+from app.models import Artifact, Blob, Job, StageRun
 
 
 def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, int]]:
@@ -33,6 +33,9 @@ def list_beginning(session: Session, job_id: str, prefix: str) -> list[tuple[Art
 
 def is_held(session: Session, job_id: str, name: str) -> bool:
     """Whether the file was made, and waits for its verification or has failed it."""
+    job = session.get(Job, job_id)
+    if job and job.status is JobStatus.SUCCEEDED:
+        return False
     made = (StageRun.job_id == job_id, StageRun.status == StageStatus.SUCCEEDED, col(StageRun.stage).in_(HELD))
     outputs = session.exec(select(StageRun.outputs).where(*made))
     return any(file["name"] == name for output in outputs for file in (output or {})["files"])
