@@ -79,7 +79,7 @@ def test_preferences_move_the_margin_and_end_in_a_gguf(
     report = client.get(f"/v1/jobs/{job['id']}/report").text
     assert "Reward margin" in report
 
-    [artifact] = job["artifacts"]
+    [artifact] = [entry for entry in job["artifacts"] if entry["kind"] == "gguf"]
     path = tmp_path / "polite.gguf"
     path.write_bytes(client.get(f"/v1/jobs/{job['id']}/artifacts/{artifact['name']}").content)
     assert GGUFReader(path).get_field("general.name").contents() == "polite"
