@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine
@@ -16,6 +17,10 @@ from app.settings import Settings
 
 # As for stages: torch is imported after this, and its threads would otherwise spin beside the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The same examples each time, so that a change is judged by what it changes. `--hypothesis-profile default` looks for new ones.
+hypothesis.settings.register_profile("same examples", derandomize=True)
+hypothesis.settings.load_profile("same examples")
 
 
 @pytest.fixture

@@ -148,7 +148,10 @@ def read_csv(path: Path) -> Iterator[Row | Refusal]:
         header = file.readline(MAX_ROW_BYTES)
         file.seek(0)
         reader = csv.reader(file, delimiter=max(",\t;", key=header.count))
-        columns = next(reader)
+        try:
+            columns = next(reader, [])
+        except csv.Error as problem:
+            raise StageFailure(FailureCode.DATASET_INVALID, f"The CSV header cannot be read: {problem}.") from problem
         line = reader.line_num + 1
         while True:
             try:

@@ -5,7 +5,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.jobs.states import FailureCode
@@ -138,6 +138,9 @@ def test_files_that_are_no_data_are_refused_whole(read, content, filename, code)
     assert failure.value.code == code
 
 
+@example(b"\xef\xbb\xbf", "x.csv")
+@example(b"\x00,a\n", "x.csv")
+@example(b'"', "x.csv")
 @given(st.binary(max_size=300), st.sampled_from(["x.jsonl", "x.json", "x.csv", "x.parquet", "x", None]))
 def test_no_bytes_crash_a_reader(tmp_path_factory, content, filename):
     path = tmp_path_factory.getbasetemp() / "any"
