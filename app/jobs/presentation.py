@@ -24,17 +24,12 @@ def present_all(session: Session, jobs: Sequence[Job], base_url: str) -> list[sc
     """At most four queries, however many jobs."""
     ids = [job.id for job in jobs]
     runs = stage_runs.newest_by_stage(session, ids)
-    waiting, begun = having(runs, StageStatus.QUEUED), having(runs, StageStatus.SUCCEEDED)
+    waiting = [job_id for job_id, attempts in runs.items() if any(run.status is StageStatus.QUEUED for run in attempts)]
     positions = stage_runs.queue_positions(session, waiting) if waiting else {}
     files: dict[str, list[Artifact]] = {job_id: [] for job_id in ids}
-    for row, size in artifacts.list_of(session, begun) if begun else ():
+    for row, size in artifacts.list_of(session, ids):
         files[row.job_id].append(Artifact.of(row, size, base_url))
     return [show_job(job, runs.get(job.id, []), positions.get(job.id), files[job.id]) for job in jobs]
-
-
-def having(runs: dict[str, list[StageRun]], status: StageStatus) -> list[str]:
-    """The jobs of which a stage's newest attempt has this status; the others need not be asked for what only it can bring."""
-    return [job_id for job_id, attempts in runs.items() if any(run.status is status for run in attempts)]
 
 
 def show_job(job: Job, runs: list[StageRun], position: int | None, files: list[Artifact]) -> schemas.Job:
