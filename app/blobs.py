@@ -1,5 +1,6 @@
 """The rows of content in storage, and its removal when no file and no artifact names it any more."""
 
+import hashlib
 import time
 from collections.abc import Iterable
 
@@ -8,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from app.db import write_session
+from app.ids import new_id
 from app.models import Artifact, Blob, File
 from app.storage import Storage
 
@@ -21,6 +23,19 @@ def keep(session: Session, sha256: str, size: int) -> None:
             session.add(Blob(sha256=sha256, bytes=size))
     except IntegrityError:  # another writer was faster; SQLite has only one
         return
+
+
+def keep_content(session: Session, storage: Storage, content: bytes) -> str:
+    """Puts what was made in memory into storage, in the transaction that will name it; answers its SHA-256."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    keep(session, sha256, len(content))
+    path = storage.upload(new_id("made_"))
+    try:
+        path.write_bytes(content)
+        storage.ingest(path, sha256)
+    finally:
+        path.unlink(missing_ok=True)
+    return sha256
 
 
 def drop_unused(session: Session, hashes: Iterable[str]) -> None:

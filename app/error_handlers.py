@@ -57,7 +57,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer_full_disk)
 
 
-def refuse_with_400(request: Request) -> None:
+async def refuse_with_400(request: Request) -> None:
     """A dependency of the routes that have OpenAI's shape: what is 422 elsewhere is 400 there."""
     request.state.refusal_status = 400
 

@@ -6,7 +6,7 @@ from app.errors import Detail, InvalidSpec
 from app.suggestions import suggest
 
 
-def refuse_unknown_query(request: Request) -> None:
+async def refuse_unknown_query(request: Request) -> None:
     """The known parameters are those of the published schema, where `label.{key}` stands for any name that begins so."""
     if not request.query_params:
         return

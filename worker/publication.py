@@ -3,6 +3,7 @@
 Called inside the transaction that ends the run, so that all of it happens or none.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from app import blobs
 from app.jobs import recovery, stage_runs
 from app.jobs import repository as jobs
 from app.jobs.keys import stage_keys
+from app.jobs.receipt import build_manifest, build_receipt
 from app.jobs.results import write_results
 from app.jobs.spec import JobSpec, plan
 from app.jobs.states import HELD, EventType, JobStatus, Stage
@@ -51,6 +53,7 @@ def go_on(session: Session, storage: Storage, job: Job, run: StageRun) -> None:
         job.stage = rest[0]
     elif not job.cancel_requested_at:
         write_results(session, storage, job)
+        publish_records(session, storage, job)
         jobs.set_status(session, job, JobStatus.SUCCEEDED, "The job succeeded.")
         return
     if not recovery.heed(session, job):
@@ -75,6 +78,19 @@ def publish_file(
         raise ValueError(f"the stage's output {file['name']} is not the file that the stage described")
     blobs.keep(session, file["sha256"], file["bytes"])
     storage.ingest(source, file["sha256"])
+    name_artifact(session, job, file, verification)
+
+
+def publish_records(session: Session, storage: Storage, job: Job) -> None:
+    """`receipt.json`, and last `manifest.json`, which names all the others."""
+    for name, build in {"receipt": build_receipt, "manifest": build_manifest}.items():
+        content = json.dumps(build(session, job), ensure_ascii=False, indent=2).encode() + b"\n"
+        sha256 = blobs.keep_content(session, storage, content)
+        file = {"name": f"{name}.json", "kind": name, "bytes": len(content), "sha256": sha256}
+        name_artifact(session, job, file, None)
+
+
+def name_artifact(session: Session, job: Job, file: dict[str, Any], verification: dict[str, Any] | None) -> None:
     found = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.name == file["name"])).first()
     artifact = found or Artifact(tenant_id=job.tenant_id, job_id=job.id, name=file["name"], kind="", blob_sha256="")
     artifact.kind, artifact.blob_sha256 = file["kind"], file["sha256"]

@@ -2,18 +2,25 @@
 
 from collections.abc import Collection
 
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
 from app.jobs.states import HELD, JobStatus, StageStatus
 from app.models import Artifact, Blob, Job, StageRun
 
+OF_JOBS = (
+    select(Artifact, Blob.bytes)
+    .join(Blob)
+    .where(col(Artifact.job_id).in_(bindparam("job_ids", expanding=True)))
+    .order_by(col(Artifact.name))
+)
+"""Built once: every look at a job asks it."""
+
 
 def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, int]]:
     """The artifacts of some jobs with their sizes, by name."""
-    statement = select(Artifact, Blob.bytes).join(Blob).where(col(Artifact.job_id).in_(job_ids)).order_by(col(Artifact.name))
-    return [(artifact, size) for artifact, size in session.exec(statement)]
+    return [(artifact, size) for artifact, size in session.execute(OF_JOBS, {"job_ids": job_ids})]
 
 
 def get(session: Session, job_id: str, name: str) -> Artifact:

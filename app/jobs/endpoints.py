@@ -31,7 +31,7 @@ Overrides = Annotated[
 """Any part of a JobSpec."""
 
 
-def read_labels(request: Request) -> dict[str, str]:
+async def read_labels(request: Request) -> dict[str, str]:
     return {name.removeprefix("label."): value for name, value in request.query_params.items() if name.startswith("label.")}
 
 

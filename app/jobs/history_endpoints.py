@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], dependencies=[Depe
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-def get_feeds(request: Request) -> Feeds:
+async def get_feeds(request: Request) -> Feeds:
     return request.app.state.feeds
 
 

@@ -24,7 +24,7 @@ def present_all(session: Session, jobs: Sequence[Job], base_url: str) -> list[sc
     """At most four queries, however many jobs."""
     ids = [job.id for job in jobs]
     runs = stage_runs.newest_by_stage(session, ids)
-    waiting = [job.id for job in jobs if not JobStatus(job.status).is_terminal]
+    waiting = [job_id for job_id, attempts in runs.items() if any(run.status is StageStatus.QUEUED for run in attempts)]
     positions = stage_runs.queue_positions(session, waiting) if waiting else {}
     files: dict[str, list[Artifact]] = {job_id: [] for job_id in ids}
     for row, size in artifacts.list_of(session, ids):

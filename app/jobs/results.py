@@ -1,13 +1,11 @@
 """A job's metrics as a file that its user can list and download, as OpenAI makes one."""
 
 import csv
-import hashlib
 import io
 
 from sqlmodel import Session
 
 from app import blobs
-from app.ids import new_id
 from app.jobs import metrics, repository
 from app.models import File, Job
 from app.storage import Storage
@@ -27,15 +25,7 @@ COLUMNS = {
 
 def write_results(session: Session, storage: Storage, job: Job) -> None:
     """Adds the file, in the transaction that ends the job."""
-    content = tabulate(session, job).encode()
-    sha256 = hashlib.sha256(content).hexdigest()
-    blobs.keep(session, sha256, len(content))
-    path = storage.upload(new_id("results_"))
-    try:
-        path.write_bytes(content)
-        storage.ingest(path, sha256)
-    finally:
-        path.unlink(missing_ok=True)
+    sha256 = blobs.keep_content(session, storage, tabulate(session, job).encode())
     session.add(
         File(
             tenant_id=job.tenant_id,

@@ -5,11 +5,11 @@ run was taken from it: cancelled, ended, or claimed again. Times are those of th
 SQLite lives on.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Subquery, func, true, update
+from sqlalchemy import Select, bindparam, func, true, update
 from sqlmodel import Session, col, select
 
 from app.jobs.states import Resource, Stage, StageStatus
@@ -151,22 +151,21 @@ def waiting(session: Session) -> dict[Resource, int]:
     return {Resource(resource): count for resource, count in session.exec(statement)}
 
 
-def _positions() -> Subquery:
+def _positions() -> Select[Any]:
     number = func.row_number().over(partition_by=col(StageRun.resource), order_by=_in_order())
-    statement = select(StageRun.job_id, number.label("position")).join(Job, isouter=True)
-    return statement.where(StageRun.status == StageStatus.QUEUED).subquery()
+    queued = select(StageRun.job_id, number.label("position")).join(Job, isouter=True)
+    positions = queued.where(StageRun.status == StageStatus.QUEUED).subquery()
+    return select(positions.c.job_id, positions.c.position).where(positions.c.job_id.in_(bindparam("job_ids", expanding=True)))
 
 
-def queue_position(session: Session, job: Job) -> int | None:
-    """1 for the job whose stage is claimed next by a worker of its kind; None when the job does not wait."""
-    return queue_positions(session, [job.id]).get(job.id)
+POSITIONS = _positions()
+NEWEST = select(StageRun).where(col(StageRun.job_id).in_(bindparam("job_ids", expanding=True))).order_by(col(StageRun.attempt))
+"""Built once: every look at a job asks these."""
 
 
-def queue_positions(session: Session, job_ids: Iterable[str]) -> dict[str, int]:
-    """The same for many jobs at once; jobs that do not wait are left out."""
-    positions = _positions()
-    statement = select(positions.c.job_id, positions.c.position).where(positions.c.job_id.in_(list(job_ids)))
-    return {row.job_id: row.position for row in session.execute(statement)}
+def queue_positions(session: Session, job_ids: Collection[str]) -> dict[str, int]:
+    """1 for the job whose stage is claimed next by a worker of its kind; jobs that do not wait are left out."""
+    return {row.job_id: row.position for row in session.execute(POSITIONS, {"job_ids": job_ids})}
 
 
 def cancel_waiting(session: Session, job: Job) -> bool:
@@ -196,12 +195,11 @@ def inspections(session: Session, file_id: str) -> list[StageRun]:
     return list(session.exec(select(StageRun).where(StageRun.file_id == file_id)))
 
 
-def newest_by_stage(session: Session, job_ids: Iterable[str]) -> dict[str, list[StageRun]]:
+def newest_by_stage(session: Session, job_ids: Collection[str]) -> dict[str, list[StageRun]]:
     """By job id: the newest attempt of each stage that was ever queued, in the order of the stages."""
     places = list(Stage)
     newest: dict[str, dict[Stage, StageRun]] = {}
-    statement = select(StageRun).where(col(StageRun.job_id).in_(list(job_ids))).order_by(col(StageRun.attempt))
-    for run in session.exec(statement):
+    for run in session.scalars(NEWEST, {"job_ids": job_ids}):
         newest.setdefault(run.job_id or "", {})[Stage(run.stage)] = run
     return {job_id: sorted(runs.values(), key=lambda run: places.index(run.stage)) for job_id, runs in newest.items()}
 

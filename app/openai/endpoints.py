@@ -30,7 +30,7 @@ METADATA_QUERY = {
 }
 
 
-def read_metadata(request: Request) -> dict[str, str]:
+async def read_metadata(request: Request) -> dict[str, str]:
     found = ((re.fullmatch(r"metadata\[(.*)\]", name, re.DOTALL), value) for name, value in request.query_params.items())
     return {match[1]: value for match, value in found if match}
 
