@@ -5,12 +5,14 @@ SFTTrainer keeps the loop: accumulation, mixed precision, clipping, optimizer, s
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import accelerate.utils.environment
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -39,6 +41,9 @@ from worker.training.objectives import Objective, open_objective
 from worker.training.progress import Counters, Progress
 from worker.training.restoration import restoring
 from worker.training.trl_settings import arguments
+
+# To learn its defaults accelerate empties the environment for a moment, and a thread that reads it then dies of SIGSEGV.
+accelerate.utils.environment.clear_environment = nullcontext
 
 
 def train(run: Run) -> Trained:

@@ -1,5 +1,6 @@
 """The engine against plain torch: the same model, every document by itself, the whole window as one batch."""
 
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -115,6 +116,15 @@ def test_the_trainer_leaves_the_adapter_as_it_is(tmp_path, memory):
     after = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert {weight.dtype for weight in after.values()} == {torch.float32}
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_nothing_is_taken_from_the_environment_while_threads_may_read_it(tmp_path):
+    run = prepare(tmp_path)
+    model, taken, watching = load(run), [], True
+    sys.addaudithook(lambda event, _: taken.append(event) if watching and event == "os.unsetenv" else None)
+    trainer = make_trainer(run, model)
+    watching = False
+    assert trainer.accelerator.num_processes == 1 and not taken
 
 
 def test_measuring_leaves_the_4_bit_weights_as_they_are(tmp_path):
