@@ -118,7 +118,7 @@ def test_a_full_disk_fails_each_stage_and_its_retry_succeeds(
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == ("succeeded", None)
     kinds = {artifact["kind"] for artifact in job["artifacts"]}
-    assert kinds == {"adapter", "merged", "gguf", "modelfile", "manifest", "receipt"}
+    assert kinds == {"adapter", "merged", "gguf", "modelfile", "tokenizer", "manifest", "receipt"}
     trains = [run for run in supervised.runs(job_id) if run.stage is Stage.TRAIN]
     assert trains[1].outputs and trains[1].outputs["values"]["resumed_from_step"] >= 4
     check_artifacts(client, job_id)

@@ -145,7 +145,8 @@ def test_each_goes_on_and_nobody_reads_half_of_it(supervised: Supervised, monkey
     reader.look()
     assert reader.broken == []
     assert sum("checkpoints" in name for name in reader.read) > 3
-    assert check_artifacts(supervised, job_id) == {"adapter", "merged", "gguf", "modelfile"}
+    kinds = {"adapter", "merged", "gguf", "modelfile", "tokenizer", "manifest", "receipt"}
+    assert check_artifacts(supervised, job_id) == kinds
 
     whole_id = supervised.submit(**SPEC, dataset={"file": supervised.upload(write_rows(40)).id})
     supervised.work()

@@ -11,9 +11,10 @@ import yaml
 DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16"}
 
 TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"]
-TEMPLATES = ["chat_template*", "additional_chat_templates/*", "*processor_config.json", "generation_config.json"]
+CHAT_TEMPLATES = ["chat_template*", "additional_chat_templates/*"]
+SETTINGS = ["*processor_config.json", "generation_config.json"]
 LICENCES = ["LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
-KEPT = [*TOKENIZER, *TEMPLATES, *LICENCES]
+KEPT = [*TOKENIZER, *CHAT_TEMPLATES, *SETTINGS, *LICENCES]
 """What belongs to the base and holds for the merged model. No code: nothing here may bring a .py file along."""
 
 CARD_FIELDS = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -29,12 +30,7 @@ def copy(base: Path, into: Path, *, dtype: str, tied: bool | None) -> None:
 
     `dtype` is F16 or BF16; `tied`, when known, is whether output and input embeddings are the same weights.
     """
-    for pattern in KEPT:
-        for source in base.glob(pattern):
-            if source.suffix != ".py":
-                target = into / source.relative_to(base)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(source, target)
+    copy_files(base, into, KEPT)
     config = json.loads((base / "config.json").read_text())
     config.pop("quantization_config", None)
     for part in (config, config.get("text_config", {})):
@@ -44,6 +40,15 @@ def copy(base: Path, into: Path, *, dtype: str, tied: bool | None) -> None:
     if tied is not None:
         config["tie_word_embeddings"] = tied
     (into / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def copy_files(base: Path, into: Path, patterns: list[str]) -> None:
+    for pattern in patterns:
+        for source in base.glob(pattern):
+            if source.suffix != ".py":
+                target = into / source.relative_to(base)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
 
 
 def write_card(base: Path, into: Path, *, title: str, base_model: str) -> None:

@@ -1,6 +1,5 @@
 """The folder of a merged model: written whole, or without its matrices, for whom only the rest matters."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from app.jobs.states import Stage
 from worker.data import base_models
 from worker.exports import companions, merged
 from worker.exports.shards import shard_header
+from worker.exports.tokenizer_files import copy_template
 from worker.stages import Inputs, Report
 
 REPORT_SECONDS = 1.0
@@ -67,15 +67,8 @@ def write_without_matrices(spec: JobSpec, inputs: Inputs, base: Path, into: Path
 def describe(spec: JobSpec, inputs: Inputs, base: Path, into: Path, *, dtype: str, tied: bool | None) -> None:
     """Writes what stands beside the weights."""
     companions.copy(base, into, dtype=dtype, tied=tied)
-    copy_template(inputs, into)
+    copy_template(inputs.folders[Stage.PREPARE], into)
     companions.write_card(base, into, title=inputs.title, base_model=spec.base_model)
-
-
-def copy_template(inputs: Inputs, into: Path) -> None:
-    """The chat template that `prepare` gave a base model without one: the model must be asked as it was trained."""
-    template = inputs.folders[Stage.PREPARE] / "chat_template.jinja"
-    if template.exists():
-        shutil.copyfile(template, into / template.name)
 
 
 def progress_to(report: Report, done_what: str = "merged") -> merged.Progress:

@@ -187,7 +187,7 @@ def load_adapter(record: Record, folder: str) -> list[str]:
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{base}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{record.entry.repo}")',
         f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")',
         f'model = PeftModel.from_pretrained(base, "{record.entry.repo}"{folder})',
     ]

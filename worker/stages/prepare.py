@@ -3,7 +3,7 @@
 out/plan/               what is trained on, see worker.data.plan
 out/validation/         the same for the held-out rows, if there are any, and
     samples.jsonl       held-out prompts: {"prompt_ids", "prompt", "question", "reference", "stop_token_ids"} a line
-out/adapter/            only of a job that exports a checkpoint: the checkpoint's
+out/adapter/            only of a job that exports a checkpoint: the checkpoint's; and its tokenizer in out/tokenizer/
 out/chat_template.jinja the template, if the base model had none: it is published with the model
 """
 
@@ -21,7 +21,7 @@ from worker.data.rows import Refusal
 from worker.data.surveys import Survey, name_lines
 from worker.data.token_reports import LOW_TRAINED_SHARE, report_tokens
 from worker.data.tokenizer import read_json
-from worker.exports import adapter_files, companions
+from worker.exports import adapter_files, companions, tokenizer_files
 from worker.exports.convertible import require_convertible
 from worker.publishing.access import require_access
 from worker.publishing.failures import Target
@@ -76,7 +76,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             "report": facts,
         }
         | taken,
-        adapter_files.list_files(spec, out) if taken else [],
+        [*adapter_files.list_files(spec, out), *tokenizer_files.export(model.path, out, out)] if taken else [],
     )
 
 

@@ -12,7 +12,7 @@ from worker.data import base_models
 from worker.data.base_models import BaseModel
 from worker.data.plan import Plan
 from worker.data.tokenizer import read_json
-from worker.exports import adapter_files
+from worker.exports import adapter_files, tokenizer_files
 from worker.stages import Inputs, Outcome, Report, StageFailure
 from worker.training import ATTENTION, ENGINES, Run, Trained, checkpoints
 from worker.training.device import Device, open_device
@@ -35,7 +35,8 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     report("progress", message="Loading the libraries")
     trained: Trained = importlib.import_module(ENGINES[settled.training.engine]).train(ready)
     report("summary", **summarise(trained))
-    return Outcome(values_of(ready, trained), adapter_files.list_files(spec, out))
+    tokenizer = tokenizer_files.export(base.path, inputs.folders[Stage.PREPARE], out)
+    return Outcome(values_of(ready, trained), [*adapter_files.list_files(spec, out), *tokenizer])
 
 
 def open_plan(inputs: Inputs) -> Plan:

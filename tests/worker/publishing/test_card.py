@@ -22,6 +22,7 @@ NAMES = [
     "merged/README.md",
     "merged/config.json",
     "merged/model.safetensors",
+    "tokenizer/tokenizer.json",
 ]
 FIGURES = {"kl": 0.0123456, "top1": 0.98, "perplexity": 7.25}
 
@@ -47,7 +48,7 @@ def fields_of(card):
 @pytest.mark.parametrize(
     ("kinds", "places"),
     [
-        (["adapter"], ["adapter_config.json", "adapter_model.safetensors"]),
+        (["adapter"], ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]),
         (["merged"], ["config.json", "model.safetensors"]),
         (["gguf"], ["My-model-q4_k_m.gguf", "My-model-q8_0.gguf"]),
         (

@@ -51,7 +51,9 @@ def prepare(tmp_path, models_dir, checkpoint):
 
 def test_the_adapter_of_the_checkpoint_is_taken_and_stays_when_the_checkpoint_goes(prepare, checkpoint):
     outcome, out = prepare("adapter")
-    assert [file.name for file in outcome.files] == ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
+    adapter, tokenizer = outcome.files[:2], outcome.files[2:]
+    assert [file.name for file in adapter] == ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
+    assert ("tokenizer/tokenizer.json", "tokenizer") in [(file.name, file.kind) for file in tokenizer]
     taken = outcome.values["train"]
     assert (taken["adapter"], taken["steps"]) == ("adapter", 7)
     assert taken["from_checkpoint"] == {"id": "ckpt_1", "job": "job_1", "adapter_sha256": outcome.files[0].sha256}
@@ -64,7 +66,7 @@ def test_the_adapter_of_the_checkpoint_is_taken_and_stays_when_the_checkpoint_go
 
 def test_an_adapter_that_is_not_to_be_exported_is_there_for_the_later_stages_only(prepare):
     outcome, out = prepare("merged")
-    assert outcome.files == []
+    assert {file.kind for file in outcome.files} == {"tokenizer"}
     assert (out / "adapter" / "adapter_model.safetensors").exists()
 
 

@@ -45,6 +45,8 @@ def test_the_outcome_of_a_run(tmp_path):
     assert [(file.name, file.kind) for file in outcome.files] == [
         ("adapter/adapter_model.safetensors", "adapter"),
         ("adapter/adapter_config.json", "adapter"),
+        ("tokenizer/tokenizer.json", "tokenizer"),
+        ("tokenizer/tokenizer_config.json", "tokenizer"),
     ]
     assert (folder / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
     assert {tensor.dtype for tensor in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
