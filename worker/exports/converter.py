@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,12 @@ REPORT_SECONDS = 1.0
 KEPT_LINES = 400
 LOG_PREFIX = re.compile(r"^(INFO|WARNING|ERROR):[\w.-]+:")
 PROGRESS = re.compile(r"^Writing: +(\d+)%")
+
+
+def find_versions(folder: Path) -> dict[str, str]:
+    """Of the converter in the folder and of the package that carries ggml."""
+    found = {package.name: package.version for package in distributions(path=[str(folder)])}
+    return found | {"xllamacpp": version("xllamacpp")}
 
 
 def run_converter(arguments: list[str], path: Path, what: str, inputs: Inputs, report: Report) -> None:

@@ -4,14 +4,14 @@ import tempfile
 from pathlib import Path
 
 from app.jobs.spec import GgufExport, JobSpec, LoraGgufExport
-from worker.exports import gguf, lora_gguf
+from worker.exports import converter, gguf, lora_gguf
 from worker.exports.sources import Source
 from worker.stages import Inputs, Outcome, Report, StageFailure
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """`files` are the models among the files, by name; `route` is `stream`, or `converter` where llama.cpp's converter had to
-    write them."""
+    write them; `versions` are those of the packages that did."""
     exports = {export.model_dump_json(): export for export in spec.exports}.values()
     models = [export for export in exports if isinstance(export, GgufExport)]
     adapters = [export for export in exports if isinstance(export, LoraGgufExport)]
@@ -31,4 +31,5 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             others = [export.model_dump() for export in exports if export not in [*models, *adapters]]
             failure.patch = {"exports": others or [{"kind": "merged"}]}
         raise
-    return Outcome({"files": [file.name for file in files if file.kind == "gguf"], "route": route}, files)
+    values = {"files": [file.name for file in files if file.kind == "gguf"], "route": route}
+    return Outcome(values | {"versions": converter.find_versions(inputs.converter_dir)}, files)
