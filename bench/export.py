@@ -36,9 +36,9 @@ BY_PEFT = """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-base, adapter, into = sys.argv[1:]
+base, adapter, into, shard_size = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True).save_pretrained(into)
+PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True).save_pretrained(into, max_shard_size=shard_size)
 AutoTokenizer.from_pretrained(base).save_pretrained(into)
 """
 QUANTIZE = """
@@ -151,9 +151,8 @@ def main() -> None:
         work = Path(folder)
         spec = {"base_model": "base", "dataset": {"file": "file-1"}, "exports": [{"kind": "merged"}]}
         if arguments.peft:
-            merge = measure(
-                [sys.executable, "-c", BY_PEFT, base, place / "train/adapter", work / "merged"], {"OMP_NUM_THREADS": ""}
-            )
+            command = [sys.executable, "-c", BY_PEFT, base, place / "train/adapter", work / "merged", arguments.shard_size]
+            merge = measure(command, {"OMP_NUM_THREADS": ""})
         else:
             merge = run_stage("merge", spec, place, work / "merge")
             (work / "merge/out/merged").rename(work / "merged")
