@@ -182,7 +182,7 @@ class Publication(SpecModel):
 
     repo: Annotated[str, StringConstraints(max_length=96), AfterValidator(check_repository)]
     private: bool = True
-    artifacts: Annotated[list[Literal["adapter", "merged", "gguf"]], Field(min_length=1, max_length=3)]
+    artifacts: Annotated[list[Literal["adapter", "merged", "gguf", "lora_gguf"]], Field(min_length=1, max_length=4)]
     token: SecretReference
 
 

@@ -36,10 +36,10 @@ def test_a_checkpoint_ends_as_an_adapter_and_a_gguf_at_the_hub(
             "dataset": {"file": source["spec"]["dataset"]["file"]},
             "from_checkpoint": checkpoint["id"],
             "name": "counting",
-            "exports": [{"kind": "adapter"}, {"kind": "gguf"}],
+            "exports": [{"kind": "adapter"}, {"kind": "gguf"}, {"kind": "lora_gguf"}],
             "publish": [
                 {"repo": "me/counting", "artifacts": ["adapter"], "token": "secret:hf"},
-                {"repo": "me/counting-GGUF", "artifacts": ["gguf"], "token": "secret:hf"},
+                {"repo": "me/counting-GGUF", "artifacts": ["gguf", "lora_gguf"], "token": "secret:hf"},
             ],
         }
         answer = client.post("/v1/jobs", json=spec)
@@ -57,6 +57,8 @@ def test_a_checkpoint_ends_as_an_adapter_and_a_gguf_at_the_hub(
         gguf = hub.head("me/counting-GGUF")
         artifact = made["gguf/counting-q8_0.gguf"]
         assert hashlib.sha256(gguf["counting-q8_0.gguf"]).hexdigest() == artifact["sha256"]
+        lora = hashlib.sha256(gguf["counting-lora-f16.gguf"]).hexdigest()
+        assert lora == made["lora_gguf/counting-lora-f16.gguf"]["sha256"]
         assert f"{artifact['verification']['kl']:.4g}" in gguf["README.md"].decode()
     report = client.get(f"/v1/jobs/{job['id']}/report", headers={"accept": "application/json"}).json()
     assert [entry["repo"] for entry in report["outcomes"]["published"]] == ["me/counting", "me/counting-GGUF"]

@@ -44,6 +44,11 @@ class Record:
         named = [self.spec.base_model, self.base.get("card", {}).get("base_model")]
         return next((name for name in named if isinstance(name, str) and HUB_NAME.fullmatch(name)), None)
 
+    def paths_of(self, kind: str) -> list[str]:
+        """The repository's files that are artifacts of a kind."""
+        made = {artifact.sha256 for artifact in self.artifacts if artifact.kind == kind}
+        return [file.path for file in self.files if file.sha256 in made]
+
 
 def render(record: Record) -> str:
     fields = yaml.safe_dump(front_matter(record), sort_keys=False, allow_unicode=True)
@@ -62,20 +67,26 @@ def render(record: Record) -> str:
 def front_matter(record: Record) -> dict[str, Any]:
     kinds, hub = record.entry.artifacts, record.spec.dataset.hub
     own = record.base.get("card", {})
-    only_adapter = list(kinds) == ["adapter"]
+    only_adapter = {*kinds} <= {"adapter", "lora_gguf"}
     fields: dict[str, Any] = {"base_model": record.origin or record.spec.base_model}
     if record.origin:
         fields["base_model_relation"] = "adapter" if only_adapter else "finetune"
-    fields["library_name"] = "peft" if only_adapter else "transformers" if "merged" in kinds else "gguf"
+    loaded_by = {"merged": "transformers", "gguf": "gguf", "adapter": "peft", "lora_gguf": "gguf"}
+    fields["library_name"] = next(library for kind, library in loaded_by.items() if kind in kinds)
     fields |= {name: own[name] for name in ("license", "license_name", "license_link") if name in own}
     fields["pipeline_tag"] = own.get("pipeline_tag", "text-generation")
-    fields["tags"] = ["tunesmith", record.spec.method, "lora", *(["gguf"] if "gguf" in kinds else [])]
+    fields["tags"] = ["tunesmith", record.spec.method, "lora", *(["gguf"] if {"gguf", "lora_gguf"} & {*kinds} else [])]
     return fields | ({"datasets": [hub.repo]} if hub and "/" in hub.repo else {})
 
 
 def introduce(record: Record) -> str:
     base = f"[{record.origin}](https://huggingface.co/{record.origin})" if record.origin else f"`{record.spec.base_model}`"
-    holds = {"adapter": "the LoRA adapter", "merged": "the merged model", "gguf": "GGUF files for llama.cpp and Ollama"}
+    holds = {
+        "adapter": "the LoRA adapter",
+        "merged": "the merged model",
+        "gguf": "GGUF files for llama.cpp and Ollama",
+        "lora_gguf": "the LoRA adapter as a GGUF file for llama.cpp",
+    }
     what = ", ".join(words for kind, words in holds.items() if kind in record.entry.artifacts)
     revision = record.base.get("revision")
     at = f" at revision `{revision}`" if revision else ""
@@ -102,10 +113,10 @@ def measured(record: Record) -> str | None:
 
 def quantised(record: Record) -> str | None:
     """Each GGUF with how far its answers are from those of the merged weights, where that was measured."""
-    here = {file.sha256: file.path for file in record.files if file.path.endswith(".gguf")}
+    here = {file.sha256: file.path for file in record.files}
     rows = []
     for artifact in record.artifacts:
-        if artifact.sha256 in here:
+        if artifact.kind == "gguf" and artifact.sha256 in here:
             found = artifact.verification or {}
             figures = (number(found.get("kl")), number(found.get("top1")), number(found.get("perplexity")))
             rows.append((f"`{here[artifact.sha256]}`", f"{artifact.bytes / 2**30:.2f} GB", *figures))
@@ -160,11 +171,12 @@ def usage(record: Record) -> str:
     if "adapter" in kinds:
         folder = ', subfolder="adapter"' if "merged" in kinds else ""
         parts.append("With peft, the adapter on the base model:\n\n" + python(load_adapter(record, folder)))
-    names = [file.path for file in record.files if file.path.endswith(".gguf")]
-    if names:
+    if names := record.paths_of("gguf"):
         chosen = names[0].removesuffix(".gguf").rpartition("-")[2].upper()
-        parts.append(f"With llama.cpp:\n\n```sh\nllama-cli -hf {repo}:{chosen}\n```")
-        parts.append(f"With Ollama:\n\n```sh\nollama run hf.co/{repo}:{chosen}\n```")
+        parts.append("With llama.cpp:\n\n" + shell([f"llama-cli -hf {repo}:{chosen}"]))
+        parts.append("With Ollama:\n\n" + shell([f"ollama run hf.co/{repo}:{chosen}"]))
+    if adapters := record.paths_of("lora_gguf"):
+        parts.append("With llama.cpp, the adapter on a GGUF file of the base model:\n\n" + shell(load_lora(repo, adapters[0])))
     if record.entry.private:
         parts.append(
             "The repository was made as a private one: each of these then needs an access token of an account that may read it."
@@ -193,6 +205,10 @@ def load_adapter(record: Record, folder: str) -> list[str]:
     ]
 
 
+def load_lora(repo: str, path: str) -> list[str]:
+    return [f"hf download {repo} {path} --local-dir .", f"llama-cli -m base-model.gguf --lora {path}"]
+
+
 def licence(record: Record) -> str:
     name = record.base.get("card", {}).get("license_name") or record.base.get("card", {}).get("license")
     if not name:
@@ -202,6 +218,10 @@ def licence(record: Record) -> str:
 
 def python(lines: list[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
+
+
+def shell(lines: list[str]) -> str:
+    return "\n".join(["```sh", *lines, "```"])
 
 
 def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

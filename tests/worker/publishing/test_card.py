@@ -12,13 +12,14 @@ SPEC = {
     "base_model": "org/base",
     "dataset": {"hub": {"repo": "org/rows", "revision": "abc"}},
     "name": "My *tuned* model",
-    "exports": [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf"}, {"kind": "gguf", "quantization": "q4_k_m"}],
+    "exports": [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf"}, {"kind": "lora_gguf"}],
 }
 NAMES = [
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
     "gguf/My-model-q4_k_m.gguf",
     "gguf/My-model-q8_0.gguf",
+    "lora_gguf/My-model-lora-f16.gguf",
     "merged/README.md",
     "merged/config.json",
     "merged/model.safetensors",
@@ -51,6 +52,7 @@ def fields_of(card):
         (["adapter"], ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]),
         (["merged"], ["config.json", "model.safetensors"]),
         (["gguf"], ["My-model-q4_k_m.gguf", "My-model-q8_0.gguf"]),
+        (["lora_gguf"], ["My-model-lora-f16.gguf"]),
         (
             ["adapter", "merged"],
             ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json", "model.safetensors"],
@@ -92,6 +94,24 @@ def test_a_card_of_ggufs_has_their_figures_and_how_to_run_them():
     assert "llama-cli -hf me/x:Q4_K_M" in card
     assert "ollama run hf.co/me/x:Q4_K_M" in card
     assert "peft" not in card
+
+
+def test_a_card_tells_how_llama_cpp_puts_the_adapter_on_the_base():
+    card = render(make(["lora_gguf"], figures=FIGURES))
+    fields = fields_of(card)
+    assert (fields["library_name"], fields["base_model_relation"]) == ("gguf", "adapter") and "gguf" in fields["tags"]
+    assert "llama-cli -m base-model.gguf --lora My-model-lora-f16.gguf" in card
+    assert "hf download me/x My-model-lora-f16.gguf" in card
+    assert "-hf me/x" not in card and "ollama" not in card and "KL" not in card
+
+
+def test_an_adapters_gguf_beside_other_files_is_not_taken_for_a_model():
+    both = fields_of(render(make(["adapter", "lora_gguf"])))
+    assert (both["library_name"], both["base_model_relation"]) == ("peft", "adapter")
+    card = render(make(["lora_gguf", "gguf"], figures=FIGURES))
+    assert fields_of(card)["base_model_relation"] == "finetune"
+    assert "| `My-model-lora-f16.gguf`" not in card and "--lora My-model-lora-f16.gguf" in card
+    assert "llama-cli -hf me/x:Q4_K_M" in card and ":F16" not in card
 
 
 def test_an_adapter_beside_the_merged_model_is_loaded_from_its_folder():
