@@ -23,6 +23,7 @@ EXPOSE 8000
 CMD ["tunesmith", "api"]
 
 FROM worker-libraries AS worker
+ENV NUMBA_CACHE_DIR=/data/cache/numba
 COPY . .
 RUN pip install --no-deps --force-reinstall .
 USER tunesmith

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from worker.exports import ggml
+from worker.exports import ggml, kernels
 from worker.exports.gguf_header import ALIGNMENT, Header, Slot
 from worker.exports.merged import CHUNK_WEIGHTS, Factors, Merger, Progress, as_bytes, row_ranges
 from worker.exports.shards import Entry
@@ -170,4 +170,4 @@ def as_kind(rows: torch.Tensor, kind: ggml.Kind, via: torch.dtype | None) -> mem
     rounded = rows if via is None else rows.to(via)
     if kind in DTYPES:
         return as_bytes(rounded.to(DTYPES[kind]))
-    return ggml.quantize(rounded.float().reshape(-1, rows.shape[-1]).numpy(), kind)
+    return kernels.quantize(rounded.float().reshape(-1, rows.shape[-1]).numpy(), kind)
