@@ -55,7 +55,7 @@ def test_an_unknown_field_is_named_with_the_nearest_known_one(client, field, par
         ({"training": {"batch_size": 0}}, "training.batch_size"),
         ({"training": {"learning_rate": "fast"}}, "training.learning_rate"),
         ({"lora": {"r": None}}, "lora.r"),
-        ({"labels": {"a b": "c"}}, "labels.a b"),
+        ({"labels": {"a\tb": "c"}}, "labels.a\tb"),
         ({"exports": []}, "exports"),
         ({"exports": [{"kind": "zip"}]}, "exports[0]"),
         ({"exports": [{}]}, "exports[0]"),

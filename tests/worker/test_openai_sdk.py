@@ -189,6 +189,19 @@ def test_lists_are_paged_by_the_sdk_itself(sdk: OpenAI, supervised: Supervised, 
     assert [file.id for file in sdk.files.list(purpose="fine-tune")] == [*reversed(more), file_id]
 
 
+def test_metadata_is_any_text(sdk: OpenAI, file_id: str) -> None:
+    metadata = {"a [b] & c=\u00fc\u4e2d \U0001f600": "x" * 512, "k" * 64: "two\nlines\tand a tab", "empty": ""}
+    metadata |= {f"key {n}": f"{n}" for n in range(13)}
+    job = sdk.fine_tuning.jobs.create(model=MODEL, training_file=file_id, metadata=metadata)
+    sdk.fine_tuning.jobs.create(model=MODEL, training_file=file_id)
+    assert sdk.fine_tuning.jobs.retrieve(job.id).metadata == metadata
+    for key, value in metadata.items():
+        assert [found.id for found in sdk.fine_tuning.jobs.list(metadata={key: value})] == [job.id]
+        assert not list(sdk.fine_tuning.jobs.list(metadata={key: f"{value}!"}))
+    native = sdk.get("/jobs", cast_to=dict[str, Any], options={"params": {"label.key 1": "1"}})["data"]
+    assert [found["id"] for found in native] == [job.id]
+
+
 def test_jobs_are_paused_resumed_and_cancelled(sdk: OpenAI, file_id: str) -> None:
     job = sdk.fine_tuning.jobs.create(model=MODEL, training_file=file_id)
     assert sdk.fine_tuning.jobs.pause(job.id).status == "paused"
