@@ -6,8 +6,8 @@ from sqlalchemy import bindparam, delete
 from sqlmodel import Session, col, select
 
 from app.errors import NotFound
-from app.jobs.states import HELD, JobStatus, StageStatus
-from app.models import Artifact, Blob, Job, StageRun
+from app.jobs.states import HELD, EventType, FailureCode, JobStatus, StageStatus
+from app.models import Artifact, Blob, Event, Job, StageRun
 
 OF_JOBS = (
     select(Artifact, Blob.bytes)
@@ -26,7 +26,8 @@ def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, 
 def get(session: Session, job_id: str, name: str) -> Artifact:
     artifact = session.exec(select(Artifact).where(Artifact.job_id == job_id, Artifact.name == name)).first()
     if artifact is None:
-        raise not_verified(name) if is_held(session, job_id, name) else not_there(job_id, name)
+        job = session.get_one(Job, job_id)
+        raise not_verified(session, job, name) if is_held(session, job, name) else not_there(job_id, name)
     return artifact
 
 
@@ -38,20 +39,23 @@ def list_beginning(session: Session, job_id: str, prefix: str) -> list[tuple[Art
     return found
 
 
-def is_held(session: Session, job_id: str, name: str) -> bool:
+def is_held(session: Session, job: Job, name: str) -> bool:
     """Whether the file was made, and waits for its verification or has failed it."""
-    job = session.get(Job, job_id)
-    if job and job.status is JobStatus.SUCCEEDED:
+    if job.status is JobStatus.SUCCEEDED:
         return False
-    made = (StageRun.job_id == job_id, StageRun.status == StageStatus.SUCCEEDED, col(StageRun.stage).in_(HELD))
+    made = (StageRun.job_id == job.id, StageRun.status == StageStatus.SUCCEEDED, col(StageRun.stage).in_(HELD))
     outputs = session.exec(select(StageRun.outputs).where(*made))
     return any(file["name"] == name for output in outputs for file in (output or {})["files"])
 
 
-def not_verified(name: str) -> NotFound:
-    message = (
-        f"{name} is made, but it is offered only once the stage verify has found it right. The job's events say what it finds."
-    )
+def not_verified(session: Session, job: Job, name: str) -> NotFound:
+    """Says what was found of a file that has failed."""
+    message = f"{name} is made, but it is offered only once the stage verify has found it right."
+    if (job.error or {}).get("code") == FailureCode.VERIFICATION_FAILED:
+        warnings = (Event.job_id == job.id, Event.type == EventType.JOB_WARNING)
+        told = session.exec(select(Event).where(*warnings).order_by(col(Event.number).desc()))
+        said = next((f" {event.message}" for event in told if event.data.get("artifact") == name), "")
+        message += f"{said} GET /v1/jobs/{job.id}/report has the figures."
     return NotFound(message, param="name", code="artifact_not_verified")
 
 

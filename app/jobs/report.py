@@ -154,7 +154,18 @@ def build_outcomes(
         "warnings": [pick(event, "created_at", "message") for event in events if event["type"] == "job.warning"],
         "checkpoints": [pick(checkpoint, "step", "bytes", "created_at", "resumable") for checkpoint in checkpoints],
         "artifacts": [pick(artifact, "name", "kind", "bytes", "sha256", "url") for artifact in job["artifacts"]],
+        "verified": build_verified(job, events),
     }
+
+
+def build_verified(job: dict[str, Any], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was found of each file: `name`, whether it is `offered`, and the figures. Files that failed are not offered."""
+    found = {item["name"]: item["verification"] for item in job["artifacts"] if item.get("verification")}
+    failed = {}
+    if (job["error"] or {}).get("code") == "verification_failed":
+        warned = [event["data"] for event in events if event["type"] == "job.warning" and "verification" in event["data"]]
+        failed = {data["artifact"]: data["verification"] for data in warned}
+    return [{"name": name, "offered": name not in failed} | verdict for name, verdict in (found | failed).items()]
 
 
 def build_rewards(metrics: dict[str, Any]) -> dict[str, Any]:

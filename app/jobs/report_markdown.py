@@ -193,6 +193,7 @@ def render_outcomes(status: str, outcomes: dict[str, Any]) -> list[str]:
         *render_samples(outcomes["samples"]),
         *render_course(outcomes),
         *render_artifacts(outcomes["artifacts"]),
+        *render_verified(outcomes["verified"]),
     ]
 
 
@@ -266,6 +267,21 @@ def render_artifacts(artifacts: list[dict[str, Any]]) -> list[str]:
         for item in artifacts
     ]
     return ["### Artifacts", table(("Name", "Kind", "Size", "SHA-256"), rows) if rows else "None."]
+
+
+def render_verified(verified: list[dict[str, Any]]) -> list[str]:
+    """How far each file is from the merged model."""
+    heads = ("File", "KL divergence", "At most", "Top-1 agreement", "Perplexity, merged → file", "Found right")
+    rows = [
+        (
+            escape(item["name"]),
+            *(number(item.get(key)) for key in ("kl", "most_kl", "top1")),
+            arrow(item.get("reference_perplexity"), item.get("perplexity")),
+            "yes" if item["passed"] else f"no, it is kept aside: {escape('; '.join(item['problems']))}",
+        )
+        for item in verified
+    ]
+    return ["### Verified files", table(heads, rows)] if rows else []
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -259,6 +259,24 @@ def test_a_failed_job_says_why_and_keeps_what_it_measured():
     assert data["outcomes"]["loss"]["last_step"] == 6
 
 
+def test_files_are_told_with_what_was_found_of_them(finished):
+    figures = {"kl": 0.0123, "most_kl": 0.05, "top1": 0.98, "perplexity": 7.25, "reference_perplexity": 7.2}
+    right = figures | {"passed": True, "problems": []}
+    finished["artifacts"][0]["verification"] = right
+    found = build(finished)
+    assert found["outcomes"]["verified"] == [{"name": "gguf/experiment-2-q8_0.gguf", "offered": True} | right]
+    assert cells(report.render(found))["gguf/experiment-2-q8\\_0.gguf"][:4] == ["0.0123", "0.05", "0.98", "7.2 → 7.25"]
+
+    wrong = right | {"kl": 9.5, "passed": False, "problems": ["it is far off"]}
+    data = {"code": "verification_failed", "artifact": "gguf/x-q4_k_m.gguf", "verification": wrong}
+    event = {"type": "job.warning", "created_at": "2026-11-22T10:00:00Z", "message": "x is kept aside.", "data": data}
+    error = {"code": "verification_failed", "message": "x is not it.", "hint": None}
+    failed = build(make_job(status="failed", error=error), events=[event])
+    assert failed["outcomes"]["verified"] == [{"name": "gguf/x-q4_k_m.gguf", "offered": False} | wrong]
+    row = cells(report.render(failed))["gguf/x-q4\\_k\\_m.gguf"]
+    assert (row[0], row[-1]) == ("9.5", "no, it is kept aside: it is far off")
+
+
 def test_a_resumed_job_tells_where_it_went_on(finished):
     finished["attempts"] = 2
     events = [

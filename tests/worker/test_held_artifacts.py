@@ -18,6 +18,9 @@ SCRIPT = """
         files.append(OutputFile.of(out, out / "file", name=names[stage], kind=stage))
     if stage == "verify":
         if not (inputs.models_dir / "right").exists():
+            found = {"kl": 9.0, "passed": False, "problems": ["far off"]}
+            message = "gguf/x-q8_0.gguf is kept aside: far off."
+            report("warning", code="verification_failed", message=message, artifact="gguf/x-q8_0.gguf", verification=found)
             raise StageFailure(FailureCode.VERIFICATION_FAILED, "It is not.")
         values["verification"] = {"gguf/x-q8_0.gguf": {"kl": 0.01, "passed": True}}
 """
@@ -53,6 +56,12 @@ def test_what_is_not_right_is_kept_aside(supervised: Supervised, client: TestCli
     assert set(list_artifacts(client, job_id)) == {"adapter/a"}
     answer = client.get(f"/v1/jobs/{job_id}/artifacts/gguf/x-q8_0.gguf")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "artifact_not_verified")
+    assert "is kept aside: far off." in answer.json()["error"]["message"]
+    report = client.get(f"/v1/jobs/{job_id}/report", headers={"accept": "application/json"}).json()
+    [found] = report["outcomes"]["verified"]
+    assert (found["name"], found["offered"], found["kl"]) == ("gguf/x-q8_0.gguf", False, 9.0)
+    [event] = [event for event in client.get(f"/v1/jobs/{job_id}/events").json()["data"] if event["type"] == "job.warning"]
+    assert event["data"]["verification"]["kl"] == 9.0
     assert (supervised.storage.attempt_folder(job_id, "convert", 1) / "out" / "file").read_text() == "convert 1"
 
 
