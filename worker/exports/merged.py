@@ -28,6 +28,8 @@ Progress = Callable[[int, int], None]
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KEY_PREFIX = "base_model.model."
 CHUNK_WEIGHTS = 1 << 19
+MOST_SHARD_BYTES = 5 * 10**9
+"""Of the tensors in one file of the merged model, unless one alone is larger."""
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 HARMLESS = frozenset(
@@ -134,6 +136,15 @@ def merged_bytes(shards: Shards) -> int:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A file of the merged model: tensors of one of the base's, `entries`, and how they are stored in it, `outputs`."""
+
+    source: Path
+    entries: list[Entry]
+    outputs: list[Entry]
+
+
+@dataclass(frozen=True)
 class Merger:
     """A model's weights as they are once an adapter is added; without an adapter, the model's own.
 
@@ -160,14 +171,25 @@ class Merger:
     def is_rewritten(self, entry: Entry) -> bool:
         return entry.name in self.modules or (self.shrinks and entry.dtype == "F32")
 
-    def files(self) -> dict[str, tuple[Path, list[Entry]]]:
-        """By its name, each shard of the merged model: the base's shard, and the tensors as they are to be stored."""
-        files = {}
-        for number, (source, entries) in enumerate(self.shards.items(), 1):
-            several = f"model-{number:05d}-of-{len(self.shards):05d}.safetensors"
-            outputs = [entry.as_dtype(self.dtype) if self.is_rewritten(entry) else entry for entry in entries]
-            files["model.safetensors" if len(self.shards) == 1 else several] = source, outputs
-        return files
+    def files(self) -> dict[str, Shard]:
+        """By its name, each shard of the merged model."""
+        parts = [part for source, entries in self.shards.items() for part in self.split(source, entries)]
+        if len(parts) == 1:
+            return {"model.safetensors": parts[0]}
+        return {f"model-{number:05d}-of-{len(parts):05d}.safetensors": part for number, part in enumerate(parts, 1)}
+
+    def split(self, source: Path, entries: list[Entry]) -> Iterator[Shard]:
+        """One of the base's shards, or as many as keep to the size."""
+        part, size = Shard(source, [], []), 0
+        for entry in entries:
+            output = entry.as_dtype(self.dtype) if self.is_rewritten(entry) else entry
+            if part.entries and size + output.bytes > MOST_SHARD_BYTES:
+                yield part
+                part, size = Shard(source, [], []), 0
+            part.entries.append(entry)
+            part.outputs.append(output)
+            size += output.bytes
+        yield part
 
     def factors(self, entry: Entry) -> Factors | None:
         """StageFailure for an adapter of another shape."""
@@ -207,9 +229,9 @@ def merge(merger: Merger, into: Path, progress: Progress) -> dict[str, str]:
     done = itertools.count(1)
     total = sum(map(len, merger.shards.values()))
 
-    def blocks(source: Path) -> Iterator[bytearray | memoryview]:
-        with source.open("rb") as file:
-            for entry in merger.shards[source]:
+    def blocks(shard: Shard) -> Iterator[bytearray | memoryview]:
+        with shard.source.open("rb") as file:
+            for entry in shard.entries:
                 if merger.is_rewritten(entry):
                     factors = merger.factors(entry)
                     for start, stop in row_ranges(entry):
@@ -218,19 +240,18 @@ def merge(merger: Merger, into: Path, progress: Progress) -> dict[str, str]:
                     yield from entry.chunks(file)
                 progress(next(done), total)
 
-    digests = {}
-    for name, (source, outputs) in merger.files().items():
-        digests[name] = write_shard(into / name, outputs, blocks(source))
+    digests = {name: write_shard(into / name, shard.outputs, blocks(shard)) for name, shard in merger.files().items()}
     write_index(merger, into)
     return digests
 
 
 def write_index(merger: Merger, into: Path) -> None:
     """Which shard holds which tensor, where there are several."""
-    if len(merger.shards) == 1:
+    files = merger.files()
+    if len(files) == 1:
         return
-    weight_map = {entry.name: name for name, (_, outputs) in merger.files().items() for entry in outputs}
-    size = sum(entry.bytes for _, outputs in merger.files().values() for entry in outputs)
+    weight_map = {entry.name: name for name, shard in files.items() for entry in shard.outputs}
+    size = sum(entry.bytes for shard in files.values() for entry in shard.outputs)
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     (into / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -10,9 +10,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from worker.exports.merged import misfit, not_finite
-
-SHARD_SIZE = "2GB"
+from worker.exports.merged import MOST_SHARD_BYTES, misfit, not_finite
 
 
 def merge(adapter: Path, base: Path, into: Path, dtype: torch.dtype) -> bool:
@@ -26,7 +24,7 @@ def merge(adapter: Path, base: Path, into: Path, dtype: torch.dtype) -> bool:
     merged = adapted.merge_and_unload(safe_merge=True)
     merged.config.tie_word_embeddings = is_tied(merged)
     merged.generation_config = GenerationConfig()  # the base's own file is kept; saving would refuse an unusual one
-    merged.save_pretrained(into, max_shard_size=SHARD_SIZE)
+    merged.save_pretrained(into, max_shard_size=MOST_SHARD_BYTES)
     for path in into.glob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes files that only their owner can read
     return is_tied(merged)

@@ -50,16 +50,16 @@ def size_of(base: Path) -> int:
 
 def write_without_matrices(spec: JobSpec, inputs: Inputs, base: Path, into: Path, merger: merged.Merger) -> None:
     """Writes the merged model with holes in its files where the matrices belong: they take no room, and read as zeros."""
-    for name, (source, outputs) in merger.files().items():
-        header = shard_header(outputs)
-        with source.open("rb") as read, (into / name).open("wb") as written:
+    for name, shard in merger.files().items():
+        header = shard_header(shard.outputs)
+        with shard.source.open("rb") as read, (into / name).open("wb") as written:
             written.write(header)
-            for entry, output in zip(merger.shards[source], outputs, strict=True):
+            for entry, output in zip(shard.entries, shard.outputs, strict=True):
                 if len(entry.shape) <= 1 and entry.dtype in merged.TORCH_DTYPES:
                     written.write(merged.as_bytes(merger.rows(read, entry, None, 0, entry.rows)))
                 else:
                     written.seek(output.bytes, 1)
-            written.truncate(len(header) + sum(output.bytes for output in outputs))
+            written.truncate(len(header) + sum(output.bytes for output in shard.outputs))
     merged.write_index(merger, into)
     describe(spec, inputs, base, into, dtype=merger.dtype, tied=None)
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from app.jobs.spec import JobSpec
 from app.jobs.states import FailureCode, Stage
+from worker.exports import merged as merged_weights
 from worker.exports.shards import read_entries
 from worker.stages import Inputs, Report, StageFailure
 from worker.stages.merge import run
@@ -102,6 +103,19 @@ def test_it_is_bit_identical_to_peft(models, tmp_path, stored, merged, settings,
     assert outcome.values == {"merged": "merged", "method": "stream", "dtype": str(merged).removeprefix("torch.")}
     assert_same(tmp_path / "out/merged", by_peft(base, trained, merged), merged)
     assert len(list((tmp_path / "out/merged").glob("*.safetensors"))) == len(list(base.glob("*.safetensors")))
+
+
+def test_no_file_of_the_merged_model_is_larger_than_need_be(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(merged_weights, "MOST_SHARD_BYTES", 50_000)
+    base = save_base(models, dtype=torch.float32, tied=False)
+    trained = save_adapter(base, tmp_path / "train")
+    merge(models, trained, tmp_path / "out")
+    assert [path.name for path in base.glob("*.safetensors")] == ["model.safetensors"]
+    shards = sorted((tmp_path / "out/merged").glob("*.safetensors"))
+    sizes = [sum(entry.bytes for entry in read_entries(path)) for path in shards]
+    assert len(shards) > 2 and shards[-1].name == f"model-{len(shards):05d}-of-{len(shards):05d}.safetensors"
+    assert all(size <= 50_000 or len(read_entries(path)) == 1 for size, path in zip(sizes, shards, strict=True))
+    assert_same(tmp_path / "out/merged", by_peft(base, trained, torch.bfloat16), torch.bfloat16)
 
 
 def test_the_folder_is_complete_and_hashed(models, tmp_path):
