@@ -4,12 +4,12 @@ SQLite runs in WAL mode. A writing session takes the write lock when it begins, 
 middle; a reading one never waits. Code that rings a queue (`app.queue`) does so after the commit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Executable, create_engine, event
 from sqlmodel import Session
 
 from app.reserve import give_up_reserve, reserve_of
@@ -49,6 +49,13 @@ def _begin_sqlite(connection: Connection) -> None:
 def _make_room(connection: Connection, reserve: Path) -> None:
     if not connection.get_execution_options().get("read_only", False):
         give_up_reserve(reserve)
+
+
+def read_rows(session: Session, statement: Executable, **parameters: Any) -> Sequence[Any]:
+    """What a statement over tables finds, for what is only shown: rows with the columns as attributes cost a quarter of the
+    objects that the ORM makes, and of what it looks up to make them. The session's changes are written first."""
+    session.flush()
+    return session.connection().execute(statement, parameters).all()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ After = Annotated[str | None, Query(max_length=200, description="The id of the l
 
 class Page(BaseModel, Generic[Item]):
     object: Literal["list"] = "list"
-    data: Sequence[Item]
+    data: list[Item]
     has_more: bool
     first_id: str | None
     last_id: str | None
@@ -24,6 +24,6 @@ class Page(BaseModel, Generic[Item]):
 
 def make_page(items: Sequence[Item], limit: int | None = None) -> Page[Item]:
     """A page of `limit` of the items that were fetched; fetch one more to know whether there are more. None: the whole list."""
-    shown = items if limit is None else items[:limit]
+    shown = list(items if limit is None else items[:limit])
     ids = [getattr(item, "id", None) for item in shown] or [None]
     return Page(data=shown, has_more=len(shown) < len(items), first_id=ids[0], last_id=ids[-1])

@@ -15,7 +15,7 @@ from app.jobs import repository as jobs
 from app.jobs.keys import stage_keys
 from app.jobs.receipt import build_manifest, build_receipt
 from app.jobs.results import write_results
-from app.jobs.spec import JobSpec, plan
+from app.jobs.spec import plan
 from app.jobs.states import HELD, EventType, JobStatus, Stage
 from app.models import Artifact, File, Job, StageRun, now
 from app.storage import Storage
@@ -47,7 +47,7 @@ def publish_stage(session: Session, storage: Storage, job: Job, run: StageRun, o
 
 def go_on(session: Session, storage: Storage, job: Job, run: StageRun) -> None:
     """What was finished although the job was to be cancelled stays, and no other stage starts."""
-    stages = plan(JobSpec.model_validate(job.spec))
+    stages = plan(job.spec)
     rest = stages[stages.index(run.stage) + 1 :]
     if rest:
         job.stage = rest[0]

@@ -2,25 +2,28 @@
 
 from collections.abc import Collection
 
+import sqlalchemy
 from sqlalchemy import bindparam, delete
-from sqlmodel import Session, col, select
+from sqlmodel import Session, SQLModel, col, select
 
+from app.db import read_rows
 from app.errors import NotFound
 from app.jobs.states import HELD, EventType, FailureCode, JobStatus, StageStatus
-from app.models import Artifact, Blob, Event, Job, StageRun
+from app.models import Artifact, Event, Job, StageRun
 
+ARTIFACT, BLOB = (SQLModel.metadata.tables[name] for name in ("artifact", "blob"))
 OF_JOBS = (
-    select(Artifact, Blob.bytes)
-    .join(Blob)
-    .where(col(Artifact.job_id).in_(bindparam("job_ids", expanding=True)))
-    .order_by(col(Artifact.name))
+    sqlalchemy.select(ARTIFACT, BLOB.c.bytes)
+    .join(BLOB)
+    .where(ARTIFACT.c.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(ARTIFACT.c.name)
 )
 """Built once: every look at a job asks it."""
 
 
 def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, int]]:
-    """The artifacts of some jobs with their sizes, by name."""
-    return [(artifact, size) for artifact, size in session.execute(OF_JOBS, {"job_ids": job_ids})]
+    """The artifacts of some jobs with their sizes, by name; to be read only."""
+    return [(row, row.bytes) for row in read_rows(session, OF_JOBS, job_ids=job_ids)]
 
 
 def get(session: Session, job_id: str, name: str) -> Artifact:

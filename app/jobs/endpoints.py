@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Body, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError, WithJsonSchema
+from pydantic import BaseModel, ValidationError, WithJsonSchema
 
 from app import blobs
 from app.dependencies import BaseUrl, EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
@@ -35,18 +35,20 @@ async def read_labels(request: Request) -> dict[str, str]:
     return {name.removeprefix("label."): value for name, value in request.query_params.items() if name.startswith("label.")}
 
 
-@router.post("", status_code=201)
-def create_job(
-    spec: JobSpec, session: WriteSession, settings: SettingsDep, base_url: BaseUrl, once: OnceDep, response: Response
-) -> schemas.Job:
+def answer(shown: BaseModel, **options: Any) -> Response:
+    """What FastAPI would send, for what is asked often: it would check the model once more and write it in a second thread."""
+    return Response(shown.model_dump_json(), media_type="application/json", **options)
+
+
+@router.post("", status_code=201, response_model=schemas.Job)
+def create_job(spec: JobSpec, session: WriteSession, settings: SettingsDep, base_url: BaseUrl, once: OnceDep) -> Response:
     """Checks the whole spec and queues the job. 422 names every field that is wrong, and nothing is queued."""
     job_id = once.run(session, spec.model_dump_json(), lambda: service.create(session, settings, spec).id)
     job = repository.get(session, job_id)
-    response.headers["location"] = f"{base_url}/v1/jobs/{job.id}"
-    return present(session, job, base_url)
+    return answer(present(session, job, base_url), status_code=201, headers={"location": f"{base_url}/v1/jobs/{job.id}"})
 
 
-@router.get("", openapi_extra={"parameters": [LABEL_QUERY]})
+@router.get("", response_model=Page[schemas.Job], openapi_extra={"parameters": [LABEL_QUERY]})
 def list_jobs(
     session: ReadSession,
     base_url: BaseUrl,
@@ -55,16 +57,16 @@ def list_jobs(
     after: After = None,
     status: JobStatus | None = None,
     base_model: str | None = None,
-) -> Page[schemas.Job]:
+) -> Response:
     """Newest first."""
     limit = min(limit, MAX_LIMIT)
     jobs = repository.page(session, limit=limit, after=after, status=status, base_model=base_model, labels=labels)
-    return make_page(present_all(session, jobs, base_url), limit)
+    return answer(make_page(present_all(session, jobs, base_url), limit))
 
 
-@router.get("/{job_id}")
-def get_job(job_id: str, session: ReadSession, base_url: BaseUrl) -> schemas.Job:
-    return present(session, repository.get(session, job_id), base_url)
+@router.get("/{job_id}", response_model=schemas.Job)
+def get_job(job_id: str, session: ReadSession, base_url: BaseUrl) -> Response:
+    return answer(present(session, repository.look(session, job_id), base_url))
 
 
 @router.post("/{job_id}/cancel", status_code=202)

@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Any
 
-from app.jobs.spec import JobSpec, plan
+from app.jobs.spec import plan
 from app.jobs.states import Stage
 
 CODE_VERSIONS = dict.fromkeys(Stage, 1)
@@ -25,7 +25,7 @@ def stage_keys(spec: dict[str, Any]) -> dict[Stage, str]:
     """The key of each stage that the spec needs, in order; the spec is a JobSpec in its JSON form."""
     keys: dict[Stage, str] = {}
     before = ""
-    for stage in plan(JobSpec.model_validate(spec)):
+    for stage in plan(spec):
         content = json.dumps([stage, CODE_VERSIONS[stage], before, part_of(spec, stage)], sort_keys=True)
         before = keys[stage] = hashlib.sha256(content.encode()).hexdigest()
     return keys

@@ -9,7 +9,7 @@ from app.artifacts import repository as artifacts
 from app.artifacts.schemas import Artifact
 from app.files import repository as uploads
 from app.jobs import metrics, report, repository, schemas, stage_runs
-from app.jobs.spec import JobSpec, plan
+from app.jobs.spec import plan
 from app.jobs.states import JobStatus, Stage, StageStatus
 from app.jobs.tidying import is_whole
 from app.models import Checkpoint, Event, Job, StageRun
@@ -62,7 +62,7 @@ def show_stages(job: Job, runs: list[StageRun]) -> list[schemas.StageAttempt]:
 
     What a retry has to do again counts as not done.
     """
-    stages = plan(JobSpec.model_validate(job.spec))
+    stages = plan(job.spec)
     reached = stages[: stages.index(Stage(job.stage or Stage.PREPARE)) + 1]
     newest = {run.stage: run for run in runs if run.stage in reached}
     unreached = StageStatus.CANCELLED if JobStatus(job.status).is_terminal else StageStatus.QUEUED

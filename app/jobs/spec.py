@@ -4,7 +4,7 @@ An `auto` that depends on the device or on the data is settled by the stage that
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -222,16 +222,17 @@ class JobSpec(SpecModel):
         return [export for export in self.exports if export.kind == kind]
 
 
-def plan(spec: JobSpec) -> list[Stage]:
-    """The stages that this spec needs, in order."""
-    stages = [Stage.PREPARE] if spec.from_checkpoint else [Stage.PREPARE, Stage.TRAIN]
-    if spec.exports_of("merged"):
+def plan(spec: dict[str, Any]) -> list[Stage]:
+    """The stages that a JobSpec in its JSON form needs, in order."""
+    kinds = {export["kind"] for export in spec["exports"]}
+    stages = [Stage.PREPARE] if spec["from_checkpoint"] else [Stage.PREPARE, Stage.TRAIN]
+    if "merged" in kinds:
         stages.append(Stage.MERGE)
-    if spec.exports_of("gguf") or spec.exports_of("lora_gguf"):
+    if kinds & {"gguf", "lora_gguf"}:
         stages.append(Stage.CONVERT)
-    if spec.exports_of("gguf"):
+    if "gguf" in kinds:
         stages.append(Stage.VERIFY)
-    if spec.publish:
+    if spec["publish"]:
         stages.append(Stage.PUBLISH)
     return stages
 

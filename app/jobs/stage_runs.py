@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+import sqlalchemy
 from sqlalchemy import Select, bindparam, func, true, update
-from sqlmodel import Session, col, select
+from sqlmodel import Session, SQLModel, col, select
 
+from app.db import read_rows
 from app.jobs.states import Resource, Stage, StageStatus
 from app.models import Checkpoint, File, Job, StageRun, Worker, now
 from app.queue import ring
@@ -159,13 +161,15 @@ def _positions() -> Select[Any]:
 
 
 POSITIONS = _positions()
-NEWEST = select(StageRun).where(col(StageRun.job_id).in_(bindparam("job_ids", expanding=True))).order_by(col(StageRun.attempt))
-"""Built once: every look at a job asks these."""
+RUN = SQLModel.metadata.tables["stage_run"].c
+SHOWN = [column for column in RUN if column.name not in ("outputs", "overrides")]
+OF_JOBS = sqlalchemy.select(*SHOWN).where(RUN.job_id.in_(bindparam("job_ids", expanding=True))).order_by(RUN.attempt)
+"""Built once, as `POSITIONS` is: every look at a job asks these."""
 
 
 def queue_positions(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     """1 for the job whose stage is claimed next by a worker of its kind; jobs that do not wait are left out."""
-    return {row.job_id: row.position for row in session.execute(POSITIONS, {"job_ids": job_ids})}
+    return {row.job_id: row.position for row in read_rows(session, POSITIONS, job_ids=job_ids)}
 
 
 def cancel_waiting(session: Session, job: Job) -> bool:
@@ -196,11 +200,12 @@ def inspections(session: Session, file_id: str) -> list[StageRun]:
 
 
 def newest_by_stage(session: Session, job_ids: Collection[str]) -> dict[str, list[StageRun]]:
-    """By job id: the newest attempt of each stage that was ever queued, in the order of the stages."""
+    """By job id: the newest attempt of each stage that was ever queued, in the order of the stages; to be read only,
+    and without its outputs."""
     places = list(Stage)
     newest: dict[str, dict[Stage, StageRun]] = {}
-    for run in session.scalars(NEWEST, {"job_ids": job_ids}):
-        newest.setdefault(run.job_id or "", {})[Stage(run.stage)] = run
+    for run in read_rows(session, OF_JOBS, job_ids=job_ids):
+        newest.setdefault(run.job_id, {})[run.stage] = run
     return {job_id: sorted(runs.values(), key=lambda run: places.index(run.stage)) for job_id, runs in newest.items()}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from app.jobs.spec import JobSpec, plan
+from app.jobs.spec import JobSpec
 from app.jobs.states import Stage
 from worker.exports import merged, model_folder
 from worker.exports.outlines import Outline, ask
@@ -30,7 +30,7 @@ class Source:
     @property
     def is_merged(self) -> bool:
         """Whether a stage before has merged it; what is left of a merge that is no longer asked for may be old."""
-        return Stage.MERGE in plan(self.spec)
+        return bool(self.spec.exports_of("merged"))
 
     @cached_property
     def base(self) -> Path:
