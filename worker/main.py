@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from celery.signals import worker_ready
+from celery.signals import setup_logging, worker_ready
 from celery.worker import state
 
 from app.db import make_engine
@@ -31,7 +31,7 @@ def main() -> None:
     settings = read_worker_flags()
     if settings.queues != ["notify"] and find_spec("torch") is None:
         sys.exit("This worker runs stages, which need torch and more: pip install 'tunesmith[worker]'")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    write_log()
     engine = make_engine(settings.service.database)
     worker = describe_worker(settings.queues)
     runner = Runner(engine, settings.service, Storage(settings.service.root), worker.id)
@@ -49,6 +49,14 @@ def main() -> None:
             consumer(queues=settings.queues, hostname=f"{worker.id}@{worker.host}", quiet=True, **ALONE).start()
         finally:
             heartbeat.stop()
+
+
+def write_log() -> None:
+    """What this service's modules tell. Celery, which would tell of every ring and silence the rest, tells of trouble only."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("celery", "kombu"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    setup_logging.connect(lambda **_: None, weak=False)  # who listens configures logging, and Celery does not
 
 
 def listen_for_signals(stop: StopRequest) -> None:

@@ -73,10 +73,10 @@ class Supervised:
         with write_session(self.engine) as session:
             stage_runs.enqueue(session, file=file, stage=Stage.INSPECT)
 
-    def submit(self, **fields: Any) -> str:
+    def submit(self, *, request_id: str | None = None, **fields: Any) -> str:
         fields = {"base_model": "m", "dataset": {"file": self.upload(b"{}\n").id}, "exports": [{"kind": "adapter"}]} | fields
         spec = resolve(JobSpec.model_validate(fields))
-        with write_session(self.engine) as session:
+        with write_session(self.engine, request_id=request_id) as session:
             job = Job(base_model=spec.base_model, spec=spec.model_dump(mode="json"), spec_version=SPEC_VERSION)
             session.add(job)
             jobs.record_event(session, job, EventType.JOB_QUEUED, "queued")

@@ -1,7 +1,9 @@
 """Real workers on a real broker: doorbells, deaths, freezes, departures."""
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 import redis
@@ -39,9 +41,11 @@ def test_the_bell_rings_after_the_commit_and_not_after_a_rollback(supervised: Su
     assert (broker.llen("gpu"), broker.llen("notify")) == (0, 1)
 
 
-def test_a_ring_wakes_a_worker_and_a_worker_finds_what_waited_for_it(supervised: Supervised, start_worker: StartWorker) -> None:
+def test_a_ring_wakes_a_worker_and_a_worker_finds_what_waited_for_it(
+    supervised: Supervised, start_worker: StartWorker, tmp_path: Path
+) -> None:
     supervised.script("values['pid'] = os.getppid()")
-    first = supervised.submit()
+    first = supervised.submit(request_id="from-the-client:1")
     broker_knows_nothing = redis.Redis(unix_socket_path=str(supervised.settings.broker_socket))
     broker_knows_nothing.flushall()
     worker = start_worker("cpu,gpu")
@@ -53,6 +57,10 @@ def test_a_ring_wakes_a_worker_and_a_worker_finds_what_waited_for_it(supervised:
     assert (row.pid, row.queues) == (worker.pid, ["cpu", "gpu"])
     assert wait_until(lambda: list_workers(supervised)[0].device)["total_bytes"] > 0
     assert row.versions["tunesmith"]
+    log = (tmp_path / "worker-0.log").read_text()
+    for stage in ("prepare", "train"):
+        assert re.search(rf" INFO worker\.\S+: from-the-client:1: \S+/{first}/{stage}/1 ", log), log
+    assert " INFO celery" not in log
 
 
 def test_a_killed_worker_takes_its_stage_along_and_another_finishes_the_job(
