@@ -1,12 +1,13 @@
-"""An API that is killed in the middle of an upload: nothing of it is visible, and it can be sent again."""
+"""An API that is killed: in the middle of an upload, and between the commit of what it made and the answer."""
 
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx2
@@ -22,6 +23,24 @@ HEAD = b'--cut\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tun
 HEAD += b'--cut\r\ncontent-disposition: form-data; name="file"; filename="rows.jsonl"\r\n\r\n'
 BODY = HEAD + ROWS + b"\r\n--cut--\r\n"
 TYPE = "multipart/form-data; boundary=cut"
+MORTAL = """
+import os, signal
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+from app import main
+from app.models import IdempotentRequest
+
+@event.listens_for(Session, "after_flush")
+def look(session, _):
+    session.info["dies"] = session.info.get("dies") or any(isinstance(row, IdempotentRequest) for row in session.new)
+
+@event.listens_for(Session, "after_commit")
+def die(session):
+    if session.info.get("dies"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+main.main()
+"""
 
 
 @pytest.fixture
@@ -32,12 +51,15 @@ def port() -> int:
 
 
 @pytest.fixture
-def start_api(settings: Settings, port: int, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
+def start_api(
+    settings: Settings, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., subprocess.Popen]]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     started = []
 
-    def start() -> subprocess.Popen:
+    def start(how: Sequence[str] = ("-m", "app.main")) -> subprocess.Popen:
         with (tmp_path / "api.log").open("a") as log:
-            command = [sys.executable, "-m", "app.main", "--port", str(port)]
+            command = [sys.executable, *how, "--port", str(port)]
             started.append(subprocess.Popen(command, stdout=log, stderr=log))
         while True:
             assert started[-1].poll() is None, (tmp_path / "api.log").read_text()
@@ -88,3 +110,23 @@ def test_an_upload_that_its_server_did_not_survive(settings: Settings, port: int
     sweep(engine, storage)
     engine.dispose()
     assert not left.exists()
+
+
+def test_what_a_killed_server_had_made_is_answered_by_the_next(settings: Settings, port: int, start_api: Callable) -> None:
+    """It dies, by a real SIGKILL, after the commit and before the answer; the client sends the same again."""
+    url = f"http://127.0.0.1:{port}/v1"
+    upload = {"data": {"purpose": "fine-tune"}, "files": {"file": ("rows.jsonl", ROWS[:93])}}
+    spec = {"base_model": "smollm2-135m-instruct", "dataset": {"hub": {"repo": "a/b"}}}
+    for path, request in (("files", upload), ("jobs", {"json": spec})):
+        mortal = start_api(["-c", MORTAL])
+        with pytest.raises(httpx2.TransportError):
+            httpx2.post(f"{url}/{path}", **request, headers={"idempotency-key": path})
+        assert mortal.wait(20) == -signal.SIGKILL
+    start_api()
+    for path, request in (("files", upload), ("jobs", {"json": spec})):
+        [made] = httpx2.get(f"{url}/{path}").json()["data"]
+        for _ in range(2):
+            answer = httpx2.post(f"{url}/{path}", **request, headers={"idempotency-key": path}).raise_for_status()
+            assert answer.json()["id"] == made["id"]
+        assert len(httpx2.get(f"{url}/{path}").json()["data"]) == 1
+        assert httpx2.post(f"{url}/{path}", **request).raise_for_status().json()["id"] != made["id"]
