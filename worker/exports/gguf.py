@@ -45,8 +45,9 @@ def export(exports: list[GgufExport], source: Source, outline: Outline, out: Pat
         return files, "stream"
     message = f"llama.cpp's converter writes the GGUF files, which takes longer: {outline.obstacle}."
     source.report("warning", code="converter_route", message=message)
+    paths = {export.quantization: target.path for export, target in zip(exports, targets, strict=True)}
     for export, target in zip(exports, targets, strict=True):
-        write_by_converter(export, target, source)
+        write_by_converter(export, target, paths, source)
     return [OutputFile.of(out, t.path, name=f"gguf/{t.path.name}", kind="gguf") for t in targets], "converter"
 
 
@@ -58,11 +59,11 @@ def plan(export: GgufExport, source: Source, outline: Outline, out: Path) -> Tar
     return Target(path, header)
 
 
-def write_by_converter(export: GgufExport, target: Target, source: Source) -> None:
-    """A mixture is made from the converter's 16-bit file."""
+def write_by_converter(export: GgufExport, target: Target, paths: dict[str, Path], source: Source) -> None:
+    """A mixture is made from the converter's 16-bit file, which `paths`, by quantization, may have as an export itself."""
     inputs, report = source.inputs, source.report
     kind = kind_for(export, source.merger)
-    path = target.path if kind == export.quantization else source.scratch / f"{kind}.gguf"
+    path = paths.get(kind, source.scratch / f"{kind}.gguf")
     if not path.exists():
         converter.run_converter(
             ["--outtype", kind, f"--model-name={inputs.title}", str(source.whole)], path, kind, inputs, report
