@@ -45,7 +45,7 @@ def export(exports: list[GgufExport], source: Source, outline: Outline, out: Pat
         return files, "stream"
     message = f"llama.cpp's converter writes the GGUF files, which takes longer: {outline.obstacle}."
     source.report("warning", code="converter_route", message=message)
-    paths = {export.quantization: target.path for export, target in zip(exports, targets, strict=True)}
+    paths: dict[str, Path] = {export.quantization: target.path for export, target in zip(exports, targets, strict=True)}
     for export, target in zip(exports, targets, strict=True):
         write_by_converter(export, target, paths, source)
     return [OutputFile.of(out, t.path, name=f"gguf/{t.path.name}", kind="gguf") for t in targets], "converter"
