@@ -8,7 +8,7 @@ from sqlmodel import Session
 from app.artifacts import repository as artifacts
 from app.files import repository as files
 from app.jobs import presentation, stage_runs
-from app.jobs.spec import JobSpec, plan
+from app.jobs.spec import plan
 from app.jobs.states import Stage
 from app.models import Job, now
 
@@ -39,7 +39,7 @@ def build_receipt(session: Session, job: Job) -> dict[str, Any]:
 
 def read_values(session: Session, job: Job) -> dict[Stage, dict[str, Any]]:
     """What each stage that has succeeded told."""
-    stages = plan(JobSpec.model_validate(job.spec))
+    stages = plan(job.spec)
     return {run.stage: (run.outputs or {})["values"] for run in stage_runs.succeeded(session, job.id, stages)}
 
 
