@@ -94,6 +94,30 @@ def store_half(number, place):
 
 
 @compiled
+def bits_of_bfloat16(number):
+    """Of the nearest one to what is finite."""
+    bits = np.float32(number).view(np.uint32)
+    return np.uint32((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+@compiled
+def add_scaled(weights, change, scale):
+    """Adds change·scale, float32, to as many bfloat16, of which `weights` are the bits: product and sum are rounded.
+
+    Returns whether both are finite everywhere.
+    """
+    largest = np.uint32(0)
+    for i in range(len(weights)):
+        product = change[i] * scale
+        rounded = np.uint32(bits_of_bfloat16(product) << 16).view(np.float32)
+        bits = bits_of_bfloat16(np.uint32(np.uint32(weights[i]) << 16).view(np.float32) + rounded)
+        weights[i] = np.uint16(bits)
+        size = max(np.uint32(np.float32(product).view(np.uint32) & 0x7F800000), np.uint32((bits & 0x7F80) << 16))
+        largest = size if size > largest else largest
+    return largest < 0x7F800000
+
+
+@compiled
 def transpose(weights, width, start, x):
     """Groups from `start` on as columns of x, [width, LANES]; the last group stands in for those behind the end."""
     last = len(weights) // width - 1
@@ -104,18 +128,20 @@ def transpose(weights, width, start, x):
 
 
 @compiled
-def make_q8_0(weights, blocks):
+def make_q8_0(weights, blocks, width):
+    """`width` is 32: not known before, so that loops over it are put into vectors instead of being unrolled."""
     for block in range(len(blocks)):
-        x, made = weights[block * 32 : block * 32 + 32], blocks[block]
-        largest = np.int32(0)  # compared by their bits, which are in the same order: that needs no float's rules
-        for i in range(32):
-            largest = max(largest, np.int32(np.float32(x[i]).view(np.int32) & 0x7FFFFFFF))
+        start, made = block * width, blocks[block]
+        largest = np.int32(0)  # compared by its bits, which are in the same order
+        for i in range(width):
+            size = np.int32(np.float32(weights[start + i]).view(np.int32) & 0x7FFFFFFF)
+            largest = size if size > largest else largest
         step = np.int32(largest).view(np.float32) / np.float32(127)
         factor = ONE / step if step != ZERO else ZERO
         factor = ZERO if factor == INFINITY else factor
         store_half(step, made)
-        for i in range(32):
-            exact = x[i] * factor
+        for i in range(width):
+            exact = weights[start + i] * factor
             whole = np.int32(exact)
             rest = exact - np.float32(whole)  # halves go away from zero
             made[2 + i] = np.uint8(whole + np.int32(rest >= HALF) - np.int32(rest <= -HALF))
@@ -339,7 +365,7 @@ def make_q6_k(weights, blocks):
 
 
 MAKERS: dict[Kind, tuple] = {
-    Q8_0: (make_q8_0,),
+    Q8_0: (make_q8_0, 32),
     Q4_K: (make_lines, np.int32(15), np.float32(-1), np.int32(20)),
     Q5_K: (make_lines, np.int32(31), np.float32(-0.5), np.int32(15)),
     Q6_K: (make_q6_k,),

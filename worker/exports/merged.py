@@ -15,10 +15,12 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
 from app.jobs.states import FailureCode
+from worker.exports import kernels
 from worker.exports.shards import Entry, read_entries, write_shard
 from worker.stages import StageFailure
 
@@ -81,9 +83,17 @@ class Factors:
     b: torch.Tensor
     scale: float
 
-    def delta(self, start: int, stop: int) -> torch.Tensor:
-        """Some rows of it. Each is the same to the last bit, however many are asked for at a time."""
-        return (self.b[start:stop] @ self.a) * self.scale
+    def add_rows(self, weight: torch.Tensor, start: int, stop: int) -> bool:
+        """Adds some rows of it to those of the weight. Returns whether all are finite then.
+
+        Each row is the same to the last bit, however many are asked for at a time.
+        """
+        change = self.b[start:stop] @ self.a
+        if weight.dtype == torch.bfloat16:
+            bits = weight.view(torch.uint16).reshape(-1).numpy()
+            return kernels.add_scaled(bits, change.reshape(-1).numpy(), np.float32(self.scale))
+        weight += (change * self.scale).to(weight.dtype)
+        return all(extreme.isfinite() for extreme in torch.aminmax(weight))  # a NaN is both; isfinite on all is ten times slower
 
 
 def read_shards(base: Path) -> Shards:
@@ -212,11 +222,8 @@ class Merger:
         weight = weight.view(stop - start, *entry.shape[1:])
         if self.is_rewritten(entry):
             weight = weight.to(TORCH_DTYPES[self.dtype])
-        if factors is not None:
-            weight += factors.delta(start, stop).to(weight.dtype)
-            # a NaN is both extremes; isfinite on all of it is ten times slower
-            if not all(extreme.isfinite() for extreme in torch.aminmax(weight)):
-                raise not_finite(entry.name)
+        if factors is not None and not factors.add_rows(weight, start, stop):
+            raise not_finite(entry.name)
         return weight
 
 

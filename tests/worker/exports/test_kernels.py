@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,3 +73,22 @@ def test_rare_types_are_left_to_ggml():
 def test_other_arrays_are_refused(rows):
     with pytest.raises(ValueError, match="Q4_K cannot be made"):
         kernels.quantize(rows, Q4_K)
+
+
+def test_a_scaled_change_is_added_as_by_torch():
+    samples = {name: torch.from_numpy(np.ascontiguousarray(rows, np.float32)) for name, rows in make_samples().items()}
+    for name, change in samples.items():
+        for scale in (1.0, 1 / 3, 1e-3):
+            weights = samples["outliers"].to(torch.bfloat16)
+            expected = weights + (change * scale).to(torch.bfloat16)
+            bits = weights.view(torch.uint16).reshape(-1).numpy()
+            is_finite = kernels.add_scaled(bits, change.reshape(-1).numpy(), np.float32(scale))
+            assert is_finite == bool(expected.isfinite().all()), (name, scale)
+            assert not is_finite or torch.equal(weights, expected), (name, scale)
+
+
+@pytest.mark.parametrize("weight", [0x0000, 0x7F7F, 0xFF80])
+@pytest.mark.parametrize("change", [0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F7FFFFF])
+def test_what_is_not_finite_is_told(weight, change):
+    weights, changes = np.array([weight] * 9, np.uint16), np.array([change] + [0] * 8, np.uint32).view(np.float32)
+    assert not kernels.add_scaled(weights, changes, np.float32(1))
