@@ -17,7 +17,9 @@ from worker.exports.merged import TORCH_DTYPES, Merger
 from worker.stages import Inputs, Report
 
 SCRIPT = Path(__file__).with_name("outline_script.py")
-VERIFIED = frozenset({"llama", "qwen2", "qwen3", "granite", "olmo2"})
+VERIFIED = frozenset(
+    {"gemma", "gemma2", "gemma3", "granite", "llama", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"},
+)
 """The architectures, in llama.cpp's words, whose files were compared with the converter's, byte by byte. Mistral is a llama."""
 
 
