@@ -93,7 +93,7 @@ class Factors:
             bits = weight.view(torch.uint16).reshape(-1).numpy()
             return kernels.add_scaled(bits, change.reshape(-1).numpy(), np.float32(self.scale))
         weight += (change * self.scale).to(weight.dtype)
-        return all(extreme.isfinite() for extreme in torch.aminmax(weight))  # a NaN is both; isfinite on all is ten times slower
+        return all(extreme.isfinite() for extreme in torch.aminmax(weight))  # NaN is both; isfinite on all is ten times slower
 
 
 def read_shards(base: Path) -> Shards:
