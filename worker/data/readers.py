@@ -3,25 +3,37 @@
 import csv
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from app.jobs.states import FailureCode
 from worker.data.json_arrays import read_elements
+from worker.data.parquet import read_parquet
 from worker.data.rows import Refusal, Row, RowRefused
 from worker.stages import StageFailure
 
 MAX_ROW_BYTES = 64 << 20
 """A longer row is refused: no conversation is, and one line must not fill the memory."""
 
-PARQUET_BATCH_ROWS = 1024
+MAX_ROWS = 20_000_000
+MAX_OBJECT_BYTES = 256 << 20
+"""Of a JSON file that is an object around its rows, which is read at once."""
 SNIFFED_BYTES = 1 << 16
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 
 
 def read_rows(path: Path, filename: str | None) -> Iterator[Row | Refusal]:
-    """The rows of the file in order. StageFailure dataset_invalid if it is in none of the containers, or breaks off."""
-    return READERS[container_of(path, filename)](path)
+    """The rows of the file in order. StageFailure dataset_invalid if it is in none of the containers, breaks off, or has more
+    than MAX_ROWS."""
+    return count_rows(READERS[container_of(path, filename)](path))
+
+
+def count_rows(rows: Iterator[Row | Refusal]) -> Iterator[Row | Refusal]:
+    yield from islice(rows, MAX_ROWS)
+    if next(rows, None) is not None:
+        message = f"The file has more than {MAX_ROWS:,} rows."
+        raise StageFailure(FailureCode.DATASET_INVALID, message, hint="Upload it in parts.")
 
 
 def container_of(path: Path, filename: str | None) -> str:
@@ -116,6 +128,9 @@ def read_json(path: Path) -> Iterator[Row | Refusal]:
 
 
 def only_list(path: Path) -> list:
+    if path.stat().st_size > MAX_OBJECT_BYTES:
+        message = f"A JSON file of more than {MAX_OBJECT_BYTES:,} bytes must be an array of rows."
+        raise StageFailure(FailureCode.DATASET_INVALID, message, hint="Put the rows in one array, or one on each line.")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as problem:
@@ -127,27 +142,13 @@ def only_list(path: Path) -> list:
     return lists[0]
 
 
-def read_parquet(path: Path) -> Iterator[Row | Refusal]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for fields in batch.to_pylist():
-                number += 1
-                yield Row(number, fields)
-    except (pyarrow.ArrowException, OSError) as problem:
-        raise StageFailure(FailureCode.DATASET_INVALID, f"The Parquet file is damaged: {problem}") from problem
-
-
 def read_csv(path: Path) -> Iterator[Row | Refusal]:
     """The first record names the columns. The separator is whichever of comma, tab and semicolon the header has most of."""
     csv.field_size_limit(MAX_ROW_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         header = file.readline(MAX_ROW_BYTES)
         file.seek(0)
-        reader = csv.reader(file, delimiter=max(",\t;", key=header.count))
+        reader = csv.reader(lines_of(file), delimiter=max(",\t;", key=header.count))
         try:
             columns = next(reader, [])
         except csv.Error as problem:
@@ -168,9 +169,17 @@ def read_csv(path: Path) -> Iterator[Row | Refusal]:
             line = reader.line_num + 1
 
 
+def lines_of(file: TextIO) -> Iterator[str]:
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        if len(line) > MAX_ROW_BYTES:
+            message = f"A line of the CSV file is longer than {MAX_ROW_BYTES:,} characters."
+            raise StageFailure(FailureCode.DATASET_INVALID, message, hint="Check where its records and quotes end.")
+        yield line
+
+
 READERS: dict[str, Callable[[Path], Iterator[Row | Refusal]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
-    "parquet": read_parquet,
+    "parquet": lambda path: read_parquet(path, MAX_ROW_BYTES),
     "csv": read_csv,
 }

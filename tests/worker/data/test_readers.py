@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 from contextlib import suppress
 
@@ -9,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.jobs.states import FailureCode
-from worker.data import json_arrays, readers
+from worker.data import json_arrays, parquet, readers
 from worker.data.readers import read_rows
 from worker.data.rows import Refusal, Row
 from worker.stages import StageFailure
@@ -117,6 +118,80 @@ def test_parquet_is_read_in_batches(read, tmp_path):
         assert [(item.line, item.fields) for item in read(content, filename)] == list(enumerate(rows, 1))
     with pytest.raises(StageFailure, match="damaged") as failure:
         read(content[: len(content) // 2], "x.parquet")
+    assert failure.value.code == FailureCode.DATASET_INVALID
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Reads what a table is as a Parquet file."""
+
+    def write_table(table, **options):
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd", dictionary_pagesize_limit=1 << 30, **options)
+        (tmp_path / "blob").write_bytes(sink.getvalue())
+        return read_rows(tmp_path / "blob", "x.parquet")
+
+    return write_table
+
+
+def test_a_text_that_parquet_holds_once_for_many_rows_is_not_unpacked_into_each(write):
+    """In memory the rows are a hundred gigabytes; the file has a few thousand bytes."""
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * 2000 + [1], pa.int32()), pa.array(["x" * 60_000_000, "y"]))
+    rows = write(pa.table({"n": range(2001), "turns": pa.ListArray.from_arrays(range(2002), once)}), store_schema=False)
+    for _ in range(3):
+        assert next(rows).fields["turns"] == ["x" * 60_000_000]
+
+
+def test_rows_of_parquet_are_weighed_before_they_are_unpacked(write, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 10_000)
+    table = [{"a": "b", "turns": [{"n": 1}]}] * 5 + [{"a": "b", "turns": [{"n": 1}] * 500}, {"a": "x" * 9000, "turns": None}]
+    rows = brief(write(pa.Table.from_pylist([*table, *table[:2]])))
+    assert rows == [*((n, table[0]) for n in range(1, 6)), (6, "too_long"), (7, table[6]), (8, table[0]), (9, table[0])]
+
+
+def test_text_of_parquet_that_is_no_unicode_is_refused_by_its_row(write):
+    texts = pa.array([b"a", b"\xff", b"b"]).view(pa.string())
+    assert brief(write(pa.table({"a": texts}))) == [(1, {"a": "a"}), (2, "invalid_text"), (3, {"a": "b"})]
+
+
+def test_batches_of_parquet_do_not_reach_over_row_groups(write):
+    rows = [{"turns": [{"role": "user", "text": f"{n} " * 50}], "more": None if n % 3 else ["x"]} for n in range(2500)]
+    assert [row.fields for row in write(pa.Table.from_pylist(rows), row_group_size=700)] == rows
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "message"),
+    [
+        ("MAX_UNPACKED_BYTES", 99, "when they are unpacked"),
+        ("MAX_VALUES", 99, "has 100 values of n"),
+        ("LARGE_BYTES", 1, "bytes that unpack to"),
+        ("MAX_RATIO", 0, None),
+    ],
+)
+def test_the_footer_of_parquet_tells_of_too_much(write, monkeypatch, limit, value, message):
+    monkeypatch.setattr(parquet, limit, value)
+    monkeypatch.setattr(parquet, "MAX_RATIO", 0)
+    table = pa.table({"n": [1] * 100})
+    if message is None:
+        assert len(list(write(table))) == 100
+    else:
+        with pytest.raises(StageFailure, match=message) as failure:
+            list(write(table))
+        assert failure.value.code == FailureCode.DATASET_INVALID
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "content", "filename"),
+    [
+        ("MAX_ROWS", 2, "{}\n" * 3, "x.jsonl"),
+        ("MAX_OBJECT_BYTES", 9, '{\n"rows": [{}]}', "x.json"),
+        ("MAX_ROW_BYTES", 9, "a,b\nc," + "d" * 99, "x.csv"),
+    ],
+)
+def test_what_is_too_much_at_once_is_refused_whole(read, monkeypatch, limit, value, content, filename):
+    monkeypatch.setattr(readers, limit, value)
+    with pytest.raises(StageFailure, match=r"more|longer") as failure:
+        read(content, filename)
     assert failure.value.code == FailureCode.DATASET_INVALID
 
 
