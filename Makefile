@@ -50,6 +50,9 @@ bench-gpu: setup ## Run the Llama-3.2-1B shape on an accelerator: does it fit, a
 bench-api: setup ## Compare the cost of requests with a bare FastAPI, and hold a thousand event streams open for ten minutes
 	$(BIN)/python bench/api.py
 
+bench-download: setup ## Download a file of 1 GB from the service and from nginx, in turn
+	$(BIN)/python bench/download.py --out docs/measurements/download-beside-nginx.json
+
 bench-chaos: setup ## Kill and freeze the parts of a service at work 200 times, and look for what is lost or done twice
 	$(BIN)/python bench/chaos --kills 200 --seed 1 --ledger data/bench/chaos.jsonl
 

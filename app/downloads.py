@@ -1,15 +1,56 @@
 """Content from storage as an HTTP answer: ranges, conditional requests, and a name to save it under."""
 
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from app.artifacts.archive import Archive
 from app.storage import Storage
 
 
 class BlobResponse(FileResponse):
+    """Starlette's, with larger chunks that are read by `CachedFile`."""
+
     chunk_size = 1 << 20
-    """Sixteen times Starlette's: several times the throughput."""
+
+    @asynccontextmanager
+    async def _open_file(self) -> AsyncIterator["CachedFile"]:  # type: ignore[override]
+        with await run_in_threadpool(open, self.path, "rb", 0) as file:
+            yield CachedFile(file.fileno())
+
+
+class CachedFile:
+    """A file for an event loop. What the kernel has in memory is read at once, and only what has to come from the disk by a
+    thread: to wake one costs more than to copy half of such a chunk."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor, self._offset = descriptor, 0
+
+    async def seek(self, offset: int) -> None:
+        self._offset = offset
+
+    async def read(self, size: int) -> bytes:
+        if is_cached(self._descriptor, self._offset + size - 1):
+            await asyncio.sleep(0)  # a fast client shall not keep others waiting
+            chunk = os.pread(self._descriptor, size, self._offset)
+        else:
+            chunk = await run_in_threadpool(os.pread, self._descriptor, size, self._offset)
+        self._offset += len(chunk)
+        return chunk
+
+
+def is_cached(descriptor: int, offset: int) -> bool:
+    """Whether a byte is in memory: read there, and with it, as a rule, what comes before. False where the file system does not
+    tell, and beyond the end."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
 
 
 def send_blob(request: Request, storage: Storage, sha256: str, filename: str) -> Response:
