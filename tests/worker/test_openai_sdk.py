@@ -16,6 +16,8 @@ from openai.types.fine_tuning import FineTuningJob
 from supervising import Supervised
 
 from app.main import create_app
+from app.models import now
+from app.webhooks.signing import sign
 
 ROWS = "".join(
     json.dumps({"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "Yes."}]}) + "\n"
@@ -23,6 +25,7 @@ ROWS = "".join(
 ).encode()
 MODEL = "smollm2-135m-instruct"
 DPO = "method.dpo.hyperparameters"
+EVENT = "fine_tuning.job.succeeded"
 GGUF = b"GGUF" + bytes(range(256)) * 64
 STAGES = """
     if stage == "inspect":
@@ -278,6 +281,39 @@ def test_the_async_client_does_the_same(server: str, supervised: Supervised) -> 
             return done
 
     assert asyncio.run(go()).status == "succeeded"
+
+
+def test_the_async_client_has_the_rest_of_the_surface_too(server: str, supervised: Supervised) -> None:
+    async def go() -> None:
+        async with AsyncOpenAI(base_url=f"{server}/v1", api_key="any", max_retries=0) as sdk:
+            files = [(await sdk.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")).id for _ in range(3)]
+            assert [file.id async for file in sdk.files.list(limit=1, order="asc")] == files
+            await asyncio.to_thread(supervised.work)
+            assert (await sdk.files.wait_for_processing(files[0])).status == "processed"
+            assert (await sdk.files.retrieve(files[0])).bytes == len(ROWS)
+            assert (await sdk.files.content(files[0])).content == ROWS
+            assert (await sdk.files.delete(files[1])).deleted
+            jobs = sdk.fine_tuning.jobs
+            job = await jobs.create(model=MODEL, training_file=files[0], validation_file=files[2], metadata={"a": "b"})
+            assert (await jobs.pause(job.id)).status == "paused"
+            assert (await jobs.resume(job.id)).status == "queued"
+            assert (await jobs.cancel(job.id)).status == "cancelled"
+            with pytest.raises(openai.ConflictError):
+                await jobs.cancel(job.id)
+            assert [found.id async for found in jobs.list(metadata={"a": "b"})] == [job.id]
+            assert (await sdk.models.retrieve(MODEL)).id == MODEL
+            with pytest.raises(openai.PermissionDeniedError):
+                await sdk.models.delete(MODEL)
+            made = await sdk.webhooks.create(name="ci", url="https://hooks.example.com/", event_types=[EVENT])
+            assert [endpoint.id async for endpoint in sdk.webhooks.list(limit=1)] == [made.id]
+            assert (await sdk.webhooks.update(made.id, name="other")).name == "other"
+            assert (await sdk.webhooks.rotate_secret(made.id)).signing_secret != made.signing_secret
+            body = json.dumps({"id": "evt_1", "object": "event", "type": EVENT, "created_at": 1, "data": {"id": job.id}})
+            headers = sign("evt_1", now(), body.encode(), [made.signing_secret])
+            assert sdk.webhooks.unwrap(body, headers, secret=made.signing_secret).data.id == job.id
+            assert (await sdk.webhooks.delete(made.id)).deleted
+
+    asyncio.run(go())
 
 
 def test_base_models_cannot_be_deleted(sdk: OpenAI) -> None:
