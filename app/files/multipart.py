@@ -15,6 +15,7 @@ from app.errors import Detail, InvalidRequest, InvalidSpec, TooLarge
 
 WRITE_BYTES = 1 << 20
 MAX_FIELD_BYTES = 10_000
+MAX_FIELDS = 20
 
 
 class Form:
@@ -98,6 +99,8 @@ class Form:
                 raise InvalidSpec.of([Detail(self._name, f"{self._name} is not a field for a file; send it as file.")])
             self.filename = clean_name(options[b"filename"].decode("utf-8", "replace"))
             self._check_name(self.filename)
+        elif len(self.fields) == MAX_FIELDS:
+            raise TooLarge(f"The form has more than {MAX_FIELDS} fields; file and purpose are enough.", param=self._name[:40])
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         piece = data[start:end]

@@ -108,6 +108,16 @@ def test_two_files_in_one_form_are_refused(client):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
+def test_a_form_has_few_fields_and_short_ones(client, storage):
+    for fields in ({f"f{n}": "x" for n in range(100)}, {"purpose": "x" * 10_001}):
+        answer = client.post("/v1/files", data=fields, files={"file": ("a.csv", b"a")})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large"), answer.text
+    long = b"--x\r\nContent-Disposition: form-data; name=" + b"a" * 100_000 + b"\r\n\r\nb\r\n--x--\r\n"
+    answer = client.post("/v1/files", content=long, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert list(storage.upload("x").parent.iterdir()) == []
+
+
 def test_a_path_in_the_name_is_cut_off(upload):
     assert upload(name="../../etc/rows.csv")["filename"] == "rows.csv"
 
