@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from app.jobs.spec import JobSpec
@@ -16,6 +17,7 @@ from worker.exports.modelfile import write_modelfile
 from worker.stages import Inputs, Outcome, OutputFile, Report, StageFailure
 from worker.verification.chats import collect_chats, find_stop
 from worker.verification.gguf_file import Expected, verify_file
+from worker.verification.llama import count_threads
 from worker.verification.merged_folder import check_merged
 from worker.verification.samples import choose_documents, held_out_prompts, trained_samples
 from worker.verification.source import Source
@@ -29,6 +31,7 @@ FAR_OFF = 10.0
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     """StageFailure verification_failed, with the figures, when one of the files fails."""
+    torch.set_num_threads(count_threads())
     report("progress", message="Loading the base model")
     revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
     places: dict[str, Any] = {"cache_dir": inputs.cache_dir, "models_dir": inputs.models_dir}
@@ -41,8 +44,7 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     expected = expect(spec, inputs, base, source, report)
     for name in inputs.values[Stage.CONVERT]["files"]:
         report("progress", message=f"Verifying {name}")
-        kind = Path(name).stem.rpartition("-")[2]
-        found[name] = verify_file(inputs.folders[Stage.CONVERT] / name, expected, inputs.most_kl[kind])
+        found[name] = verify_file(inputs.folders[Stage.CONVERT] / name, expected, inputs.most_kl)
     require_passed(spec, found, report)
     return Outcome({"verification": found}, [describe_to_ollama(out, list(inputs.values[Stage.CONVERT]["files"]), expected)])
 

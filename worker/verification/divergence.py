@@ -18,8 +18,9 @@ class Divergence:
     `kl` is the mean Kullback-Leibler divergence KL(merged model ‖ file), in nats; the perplexities are of the next token;
     `top1` is how often both hold the same token for the likeliest. `adapter` is how many times the file seems to have the
     adapter in it: 1 for one that is right, 0 for the base model, 2 for one that was merged twice; `adapter_error` is the
-    standard error of that, which is large for an adapter that changes less than the quantization does. Both are None for an
-    adapter that changes nothing.
+    standard error of that over the tokens. `adapter_share` is how much of what the file has wrong goes with what training
+    changed, 0 to 1: near 1 if the adapter is the fault, little if the quantization is. All are None for an adapter that changes
+    nothing.
     """
 
     kl: float
@@ -29,6 +30,7 @@ class Divergence:
     tokens: int
     adapter: float | None
     adapter_error: float | None
+    adapter_share: float | None
 
 
 def measure(
@@ -52,25 +54,28 @@ def measure(
     targets = tokens - len(documents)
     kl, top1 = sums[:2] / tokens
     reference_perplexity, perplexity = (perplexity_of(loss, targets) for loss in sums[2:])
-    adapter, error = estimate_adapter(np.concatenate(products, axis=1))
-    return Divergence(float(kl), perplexity, reference_perplexity, float(top1), tokens, adapter, error)
+    adapter = estimate_adapter(np.concatenate(products, axis=1))
+    return Divergence(float(kl), perplexity, reference_perplexity, float(top1), tokens, *adapter)
 
 
 def covariances(weights: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[2, n]: in each row, the covariance of `one` and `other` under the probabilities `weights`, and the variance of
-    `other`; all of them [n, vocabulary]."""
+    """[3, n]: in each row, the covariance of `one` and `other` under the probabilities `weights`, the variance of `other`, and
+    that of `one`; all of them [n, vocabulary]."""
+    one = one - (weights * one).sum(1, keepdims=True)
     other = other - (weights * other).sum(1, keepdims=True)
-    return np.stack([(weights * one * other).sum(1), (weights * other * other).sum(1)])
+    return np.stack([(weights * one * other).sum(1), (weights * other * other).sum(1), (weights * one * one).sum(1)])
 
 
-def estimate_adapter(products: np.ndarray) -> tuple[float | None, float | None]:
-    """`adapter` and `adapter_error` from the covariance [2, tokens] of what the file has too much with what training changed:
-    a ratio of two means, and its standard error over the tokens."""
-    shared, changed = products.astype(np.float64)
+def estimate_adapter(products: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """`adapter`, `adapter_error` and `adapter_share` from the covariances [3, tokens] of what the file has too much with what
+    training changed: a ratio of two means, its standard error over the tokens, and the squared correlation."""
+    shared, changed, wrong = products.astype(np.float64)
     if not changed.sum() > 0:
-        return None, None
+        return None, None, None
     excess = shared.sum() / changed.sum()
-    return float(1 + excess), sqrt(((shared - excess * changed) ** 2).sum()) / float(changed.sum())
+    error = sqrt(((shared - excess * changed) ** 2).sum()) / float(changed.sum())
+    share = float(shared.sum() ** 2 / (changed.sum() * wrong.sum())) if wrong.sum() > 0 else 0.0
+    return float(1 + excess), error, share
 
 
 def perplexity_of(loss: float, tokens: int) -> float | None:

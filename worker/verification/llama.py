@@ -76,6 +76,12 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 }
 
 
+def count_threads() -> int:
+    """Half of the cores: where others are at work too, more threads wait for each other longer than they compute."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2)
+
+
 @cache
 def library() -> ctypes.CDLL:
     """llama.cpp, silenced. RuntimeError when the installed package does not export what is needed."""
@@ -157,8 +163,7 @@ class Llama:
         if min(sizes) < longest or max(sizes[1:]) > sizes[0]:
             self._library.llama_free(context)
             raise RuntimeError(f"the installed xllamacpp takes other parameters than those of llama.h: it read {sizes}")
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._library.llama_set_n_threads(context, threads, threads)
+        self._library.llama_set_n_threads(context, count_threads(), count_threads())
         return context
 
     def _decode(self, context: int, document: np.ndarray) -> np.ndarray:
