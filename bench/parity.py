@@ -2,7 +2,7 @@
 
 usage: parity.py PLACE OUT.json [QUANTIZATION ...] [--quantizer LLAMA_QUANTIZE] [--models built-in tied ...] [--tiny]
 
-llama.cpp's route is a folder with weights merged by peft and the configuration that the stage `merge` writes, then the
+llama.cpp's route is the folder that the stage `merge` writes, whose weights must be those of peft's merge_and_unload; then the
 converter, and for a mixture of types llama-quantize on the converter's bf16 file. Without its path, mixtures are held against
 the hashes that OUT.json has of an earlier run, if the converter's file is still the same. The 1B shape has random weights and
 the built-in tokenizer, tied and untied, in one shard and in several; one model at a time is in PLACE, about 20 GB. OUT.json is
@@ -56,17 +56,26 @@ def spec_of(name: str, exports: list[dict]) -> dict:
     return {"base_model": name, "dataset": {"file": "file-1"}, "exports": exports}
 
 
-def merge(model: str, name: str, base: Path, place: Path) -> Path:
-    """The merged folder, with peft's weights."""
+def merge(name: str, base: Path, place: Path) -> Path:
+    """The merged folder, once its weights were compared with peft's, which has other tensors in each shard."""
     run_stage("merge", spec_of(name, [{"kind": "merged"}]), place, place / "merge")
     folder, by_peft = place / "merge/out/merged", place / "peft"
-    command = [sys.executable, "-c", BY_PEFT, base, place / "train/adapter", by_peft, MODELS[model][0]]
-    measure(command, {"OMP_NUM_THREADS": ""})
-    for path in folder.glob("model*.safetensors*"):
-        path.unlink()
-    for path in by_peft.glob("model*.safetensors*"):
-        path.rename(folder / path.name)
+    measure([sys.executable, "-c", BY_PEFT, base, place / "train/adapter", by_peft, WHOLE], {"OMP_NUM_THREADS": ""})
+    ours, theirs = weights_of(folder), weights_of(by_peft)
+    shutil.rmtree(by_peft)
+    if differing := sorted(weight for weight in ours.keys() | theirs.keys() if ours.get(weight) != theirs.get(weight)):
+        raise SystemExit(f"{len(differing)} merged weights are not peft's: {differing[0]} …")
     return folder
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """The sha256 of each tensor."""
+    hashes = {}
+    for path, entries in read_shards(folder).items():
+        with path.open("rb") as file:
+            for entry in entries:
+                hashes[entry.name] = hashlib.sha256(entry.read_rows(file, 0, entry.rows)).hexdigest()
+    return hashes
 
 
 def versions() -> dict[str, str]:
@@ -120,7 +129,7 @@ def compare(model: str, place: Path, arguments: argparse.Namespace, known: dict[
         for quantization in arguments.quantizations
     }
     shutil.rmtree(place / "convert")
-    merged = merge(model, name, base, place)
+    merged = merge(name, base, place)
     for quantization in sorted(arguments.quantizations, key=lambda item: item != "bf16"):
         reference = refer(quantization, merged, place, arguments.quantizer, known.get((model, quantization), {}))
         if quantization not in MIXTURES and quantization != "bf16":
