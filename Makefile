@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export bench-parity clean bench-api
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export bench-fidelity bench-parity clean bench-api
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -64,6 +64,9 @@ bench-fuzz: setup ## Ask the API 50,000 generated questions as three callers, an
 
 bench-writers: setup ## Let four processes write progress while a reader polls
 	$(BIN)/python bench/writers.py
+
+bench-fidelity: setup ## Train the built-in model a little and measure what each quantization of it loses
+	$(BIN)/python bench/fidelity.py
 
 bench-export: setup ## Make GGUF files of a 1B model in one pass, against llama.cpp's own route over a merged folder
 	$(BIN)/python bench/export.py data/bench/export

@@ -20,7 +20,7 @@ LONGEST_SOCKET_PATH = 100
 KEY_BYTES = 32
 
 
-MOST_KL = {"f16": 1e-3, "bf16": 1e-3, "q8_0": 0.05, "q6_k": 0.1, "q5_k_m": 0.1, "q4_k_m": 0.3, "q5_0": 0.5, "q5_1": 1.5}
+MOST_KL = {"f16": 1e-3, "bf16": 1e-3, "q8_0": 0.05, "q6_k": 0.1, "q5_k_m": 0.1, "q4_k_m": 0.3, "q5_0": 0.5, "q5_1": 1.0}
 """`q5_0` and `q5_1` are what llama.cpp makes q4_k_m and q5_k_m of where a model's widths are no multiples of 256."""
 
 

@@ -30,8 +30,9 @@ def test_the_limit_is_that_of_the_type_that_most_weights_are_of(tmp_path, name, 
 
 
 @pytest.mark.parametrize(
-    ("adapter", "share", "is_wrong"), [(2.0, 0.9, True), (0.0, 0.6, True), (1.6, 0.33, False), (1.1, 0.9, False)]
+    ("adapter", "share", "is_old", "is_wrong"),
+    [(2.0, 0.6, True, True), (1.6, 0.35, True, False), (1.6, 0.35, False, True), (1.1, 0.9, False, False)],
 )
-def test_the_adapter_is_to_blame_where_the_error_goes_with_it(adapter, share, is_wrong):
+def test_an_old_type_that_leans_to_what_was_trained_is_no_adapter_too_many(adapter, share, is_old, is_wrong):
     found = Divergence(**FIGURES, adapter=adapter, adapter_share=share)
-    assert bool(list(check_divergence(found, 0.1))) is is_wrong
+    assert bool(list(check_divergence(found, 0.1, is_old=is_old))) is is_wrong
