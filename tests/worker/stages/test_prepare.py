@@ -364,3 +364,15 @@ def test_an_adapter_of_another_revision_of_the_base_is_refused(prepare, tmp_path
     assert (result["error"]["param"], result["error"]["patch"]) == ("from_job", {"from_job": None})
     config.write_text(json.dumps({"revision": prepare(ROWS)[0]["values"]["base_model"]["revision"]}))
     assert prepare(ROWS, from_job="job_1", files=files)[0]["status"] == "succeeded"
+
+
+def test_a_token_that_may_not_write_is_refused_before_anything_is_paid_for(prepare, monkeypatch):
+    publish = [{"repo": "me/tuned", "artifacts": ["adapter"], "token": "secret:hf"}]
+    asked = {"publish": publish, "exports": [{"kind": "adapter"}], "base_model": "there/is-none"}
+    with HubServer() as hub:
+        hub.enrol("hf_reader", name="me", role="read")
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        result, _, out = prepare([], files={"secrets": {"hf": "hf_reader"}}, **asked)
+    assert (result["error"]["code"], result["error"]["param"]) == ("hub_unauthorized", "publish[0].token")
+    assert not list(out.iterdir())
