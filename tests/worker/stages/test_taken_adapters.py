@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from app.jobs.spec import JobSpec
 from worker.data.base_models import fetch
@@ -11,6 +12,7 @@ from worker.stages.prepare import run
 from worker.training import checkpoints
 
 ROW = {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "It is that."}]}
+ASKED = [{"role": "user", "content": "What is it?"}]
 
 
 @pytest.fixture
@@ -54,6 +56,10 @@ def test_the_adapter_of_the_checkpoint_is_taken_and_stays_when_the_checkpoint_go
     adapter, tokenizer = outcome.files[:2], outcome.files[2:]
     assert [file.name for file in adapter] == ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"]
     assert ("tokenizer/tokenizer.json", "tokenizer") in [(file.name, file.kind) for file in tokenizer]
+    asked = AutoTokenizer.from_pretrained(out / "tokenizer").apply_chat_template(
+        ASKED, add_generation_prompt=True, tokenize=False
+    )
+    assert asked.endswith("What is it?<|im_end|>\n<|im_start|>assistant\n")
     taken = outcome.values["train"]
     assert (taken["adapter"], taken["steps"]) == ("adapter", 7)
     assert taken["from_checkpoint"] == {"id": "ckpt_1", "job": "job_1", "adapter_sha256": outcome.files[0].sha256}
