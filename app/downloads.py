@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
@@ -11,6 +12,12 @@ from starlette.concurrency import run_in_threadpool
 
 from app.artifacts.archive import Archive
 from app.storage import Storage
+
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` names it: the client has it."}}
+PARTS: dict[int | str, dict[str, Any]] = UNCHANGED | {
+    206: {"description": "The part that `Range` asks for."},
+    416: {"description": "There is no such part."},
+}
 
 
 class BlobResponse(FileResponse):

@@ -41,12 +41,6 @@ class ErrorAnswer(BaseModel):
 
 
 ERROR_CONTENT = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
-DOCUMENTED: dict[int | str, dict[str, Any]] = {
-    422: {"description": "A field is wrong, or not available in this version.", "content": ERROR_CONTENT},
-    "4XX": {"description": "The request cannot be done.", "content": ERROR_CONTENT},
-    "5XX": {"description": "The service cannot do it now.", "content": ERROR_CONTENT},
-}
-"""What every operation may answer, for the published schema."""
 
 
 def install(app: FastAPI) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,7 +22,7 @@ import app.openai.models
 import app.secrets.endpoints
 import app.webhooks.endpoints
 import app.workers.endpoints
-from app import error_handlers
+from app import error_handlers, refusals
 from app.body_limit import BodyLimit
 from app.db import make_engine
 from app.jobs.stream import Feeds
@@ -57,6 +58,13 @@ ROUTERS = (
 )
 
 
+class Service(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            refusals.document(super().openapi(), ROUTERS)
+        return self.openapi_schema or {}
+
+
 def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(service: FastAPI) -> AsyncIterator[None]:
@@ -70,11 +78,11 @@ def create_app(settings: Settings) -> FastAPI:
         reaper.stop()
         engine.dispose()
 
-    service = FastAPI(
+    service = Service(
         title="Tunesmith",
         version=version("tunesmith"),
         lifespan=lifespan,
-        responses=error_handlers.DOCUMENTED,
+        responses={refusals.WILDCARD: {}},
     )
     attach(service, settings)
     service.add_middleware(BodyLimit, default=MAX_BODY_BYTES, by_path={"/v1/files": MAX_UPLOAD_BYTES})

@@ -6,7 +6,7 @@ from app.artifacts import links, repository
 from app.artifacts.archive import Archive
 from app.artifacts.schemas import Artifact
 from app.dependencies import BaseUrl, EngineDep, ReadSession, SettingsDep, StorageDep
-from app.downloads import send_archive, send_blob
+from app.downloads import PARTS, UNCHANGED, send_archive, send_blob
 from app.jobs import repository as jobs
 from app.pagination import Page, make_page
 from app.strictness import refuse_unknown_query
@@ -23,7 +23,7 @@ def list_artifacts(job_id: str, session: ReadSession, base_url: BaseUrl) -> Page
 
 
 @router.head("/artifacts.tar", include_in_schema=False)
-@router.get("/artifacts.tar", response_class=Response)
+@router.get("/artifacts.tar", response_class=Response, responses=UNCHANGED)
 def download_artifacts(job_id: str, request: Request, session: ReadSession, storage: StorageDep, prefix: str = "") -> Response:
     """All artifacts, or those whose names begin with `prefix`, such as `merged/`, as one tar file of known length."""
     jobs.get(session, job_id)
@@ -32,7 +32,7 @@ def download_artifacts(job_id: str, request: Request, session: ReadSession, stor
 
 
 @router.head("/artifacts/{name:path}", include_in_schema=False)
-@router.get("/artifacts/{name:path}", response_class=Response)
+@router.get("/artifacts/{name:path}", response_class=Response, responses=PARTS)
 def download_artifact(job_id: str, name: str, request: Request, session: ReadSession, storage: StorageDep) -> Response:
     """The file. Takes Range; the ETag is its SHA-256."""
     jobs.get(session, job_id)
@@ -54,7 +54,7 @@ def create_link(
 
 
 @link_router.head("/{token}/{job_id}/{name:path}", include_in_schema=False)
-@link_router.get("/{token}/{job_id}/{name:path}", response_class=Response)
+@link_router.get("/{token}/{job_id}/{name:path}", response_class=Response, responses=PARTS)
 def open_link(
     token: str, job_id: str, name: str, request: Request, engine: EngineDep, settings: SettingsDep, storage: StorageDep
 ) -> Response:

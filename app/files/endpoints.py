@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 
 from app.dependencies import Caller, EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
-from app.downloads import send_blob
-from app.error_handlers import refuse_with_400
+from app.downloads import PARTS, send_blob
+from app.error_handlers import ERROR_CONTENT, refuse_with_400
 from app.files import repository, service, tokenised
 from app.files.multipart import Form, receive
 from app.files.schemas import DeletedFile, File, Upload
@@ -24,7 +24,11 @@ MAX_LIMIT = 10_000
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)])
 native_router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_unknown_query)])
 
-PENDING: dict[int | str, dict[str, Any]] = {202: {"description": "A worker has not made it yet."}}
+PENDING: dict[int | str, dict[str, Any]] = {
+    202: {"description": "A worker has not made it yet."},
+    503: {"description": "A worker could not make it now.", "content": ERROR_CONTENT},
+    507: {"description": "The server's disk is full.", "content": ERROR_CONTENT},
+}
 UPLOAD_FORM = {
     "required": True,
     "content": {
@@ -108,7 +112,7 @@ def delete_file(
 
 
 @router.head("/{file_id}/content", include_in_schema=False)
-@router.get("/{file_id}/content", response_class=Response)
+@router.get("/{file_id}/content", response_class=Response, responses=PARTS)
 def get_content(file_id: str, request: Request, session: ReadSession, storage: StorageDep) -> Response:
     row = repository.get(session, file_id)
     return send_blob(request, storage, row.blob_sha256, row.filename)

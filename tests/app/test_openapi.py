@@ -25,10 +25,16 @@ def test_every_operation_tells_what_it_does_or_is_plain_by_its_name():
     assert all(operation["tags"] for operation in operations)
 
 
-def test_refusals_are_documented_in_the_error_shape():
-    for methods in published()["paths"].values():
+def test_refusals_are_documented_by_their_statuses_in_the_error_shape():
+    schema = published()
+    for answer in schema["components"]["responses"].values():
+        assert answer["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+    for path, methods in schema["paths"].items():
         for operation in methods.values():
-            assert operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+            refusals = {status for status in operation["responses"] if status >= "4"}
+            assert all(status.isdigit() for status in refusals)
+            assert {"400", "403", "500"} <= refusals
+            assert "{" not in path or "404" in refusals
 
 
 if __name__ == "__main__":
