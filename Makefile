@@ -60,7 +60,7 @@ bench-data: setup ## Report on, tokenise and pack 100,000 rows: CPU, memory, and
 	$(BIN)/python bench/data.py
 
 bench-fuzz: setup ## Ask the API 50,000 generated questions as three callers, and look for answers that its schema does not have
-	$(BIN)/python bench/fuzz.py
+	$(BIN)/python bench/fuzz.py --output docs/measurements/fuzz.json
 
 bench-writers: setup ## Let four processes write progress while a reader polls
 	$(BIN)/python bench/writers.py
