@@ -20,8 +20,8 @@ CERTAINTY = 4.0
 """Standard errors."""
 MOST_EXCESS = 0.25
 """Of the adapter, as a share of it."""
-LEAST_SHARE = 0.45
-"""Of what a file of old types has wrong, for the adapter to be the fault: their own error leans to what training changed."""
+LEAST_SHARE, LEAST_SHARE_OF_OLD = 0.1, 0.45
+"""Of what a file has wrong, for the adapter to be the fault: a quantization's own error leans to what training changed, too."""
 OLD = ("q5_0", "q5_1")
 """What llama.cpp takes for q4_k and q5_k where rows are no multiples of 256 weights."""
 
@@ -90,7 +90,8 @@ def check_divergence(found: Divergence, most_kl: float, *, is_old: bool) -> Iter
         yield f"its probabilities are {found.kl:.4g} nats per token from the merged model's, and at most {most_kl:g} is allowed"
     if found.adapter is not None and found.adapter_error is not None and found.adapter_share is not None:
         surely = abs(found.adapter - 1) - CERTAINTY * found.adapter_error
-        if surely > MOST_EXCESS and not (is_old and found.adapter_share < LEAST_SHARE):
+        least_share = LEAST_SHARE_OF_OLD if is_old else LEAST_SHARE
+        if surely > MOST_EXCESS and found.adapter_share >= least_share:
             yield f"it seems to have the adapter in it {found.adapter:.2f} times, not once"
 
 

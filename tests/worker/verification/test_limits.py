@@ -31,7 +31,13 @@ def test_the_limit_is_that_of_the_type_that_most_weights_are_of(tmp_path, name, 
 
 @pytest.mark.parametrize(
     ("adapter", "share", "is_old", "is_wrong"),
-    [(2.0, 0.6, True, True), (1.6, 0.35, True, False), (1.6, 0.35, False, True), (1.1, 0.9, False, False)],
+    [
+        (2.0, 0.6, True, True),
+        (1.6, 0.35, True, False),
+        (1.6, 0.35, False, True),
+        (0.6, 0.04, False, False),
+        (1.1, 0.9, False, False),
+    ],
 )
 def test_an_old_type_that_leans_to_what_was_trained_is_no_adapter_too_many(adapter, share, is_old, is_wrong):
     found = Divergence(**FIGURES, adapter=adapter, adapter_share=share)
