@@ -69,7 +69,7 @@ bench-fidelity: setup ## Train the built-in model a little and measure what each
 	$(BIN)/python bench/fidelity.py
 
 bench-export: setup ## Make GGUF files of a 1B model in one pass, against llama.cpp's own route over a merged folder
-	$(BIN)/python bench/export.py data/bench/export
+	$(BIN)/python bench/export.py data/bench/export docs/measurements/gguf-export.json
 
 bench-parity: setup ## Hold GGUF files of every type against llama.cpp's own route, byte by byte
 	$(BIN)/python bench/parity.py data/bench/parity docs/measurements/gguf-parity.json

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -28,6 +29,7 @@ from worker.stages import Inputs, Report, StageFailure
 from worker.stages.__main__ import die_with
 
 SCRIPT = "convert_hf_to_gguf.py"
+OUTLINER = Path(__file__).with_name("outline_script.py")
 REPORT_SECONDS = 1.0
 KEPT_LINES = 400
 LOG_PREFIX = re.compile(r"^(INFO|WARNING|ERROR):[\w.-]+:")
@@ -45,30 +47,43 @@ def run_converter(arguments: list[str], path: Path, what: str, inputs: Inputs, r
     run([str(inputs.converter_dir / SCRIPT), "--outfile", str(path), *arguments], what, inputs, report, path.parent)
 
 
-def run_around(script: Path, arguments: list[str], what: str, inputs: Inputs, report: Report, place: Path) -> None:
-    """The same for a script of ours that runs the converter and is told where it is; it writes to `place`."""
-    run(["-P", str(script), str(inputs.converter_dir / SCRIPT), *arguments], what, inputs, report, place)
-
-
 def run(command: list[str], what: str, inputs: Inputs, report: Report, place: Path) -> None:
+    with begun(command, inputs) as process:
+        finish(process, what, report, place)
+
+
+@contextmanager
+def begun(command: list[str], inputs: Inputs) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own, which does not outlive the block. It is asked something on its stdin, or finished at once."""
     with tempfile.TemporaryDirectory() as home:
         process = subprocess.Popen(
             [sys.executable, *command],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment(inputs.converter_dir, Path(home)),
             preexec_fn=partial(die_with, os.getpid()),
         )
-        assert process.stdout is not None
-        try:
-            last_lines = follow(process.stdout, what, report)
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
-    if process.returncode:
-        raise failure(process.returncode, last_lines, place)
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+def begun_outliner(inputs: Inputs) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """One that is ready for `outlines.ask` when its imports are done, which takes seconds."""
+    return begun(["-P", str(OUTLINER), str(inputs.converter_dir / SCRIPT)], inputs)
+
+
+def finish(process: subprocess.Popen[bytes], what: str, report: Report, place: Path, question: str = "") -> None:
+    """Waits for its end; it writes to `place`. StageFailure `conversion_failed` when it gives up."""
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(question.encode())
+    last_lines = follow(process.stdout, what, report)
+    if code := process.wait():
+        raise failure(code, last_lines, place)
 
 
 def environment(converter_dir: Path, home: Path) -> dict[str, str]:

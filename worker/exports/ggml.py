@@ -12,7 +12,6 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-import torch  # noqa: F401 — brings the OpenMP library that xllamacpp needs and a bare system lacks
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ KINDS = {kind.number: kind for kind in (F32, F16, BF16, Q5_0, Q5_1, Q8_0, Q4_K, 
 @cache
 def library() -> ctypes.CDLL:
     """The shared library, without the package's Python part."""
+    import torch  # noqa: F401 — brings the OpenMP library that xllamacpp needs and a bare system lacks
+
     spec = importlib.util.find_spec("xllamacpp")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'xllamacpp'")

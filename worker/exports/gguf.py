@@ -7,9 +7,11 @@ for goes through the converter's own hands.
 import re
 import unicodedata
 from pathlib import Path
+from threading import Thread
 
 from app.jobs.spec import GgufExport
-from worker.exports import converter, gguf_writing
+from worker.exports import converter, gguf_writing, kernels
+from worker.exports.ggml import Q4_K, Q5_K, Q6_K, Q8_0
 from worker.exports.gguf_header import Header
 from worker.exports.gguf_writing import Matrix, Target
 from worker.exports.merged import Merger
@@ -21,10 +23,19 @@ from worker.exports.sources import Source
 from worker.space import require_space
 from worker.stages import OutputFile
 
+KERNELS = {"q8_0": [Q8_0], "q6_k": [Q6_K], "q5_k_m": [Q5_K, Q6_K], "q4_k_m": [Q4_K, Q6_K]}
+"""What most of a file's matrices are made by."""
+
 
 def kind_for(export: GgufExport, merger: Merger) -> str:
     """The type that the converter is asked for: a mixture is made from the weights' own 16 bits."""
     return merger.dtype.lower() if export.quantization in MIXTURES else export.quantization
+
+
+def load_kernels(exports: list[GgufExport]) -> None:
+    """In a thread of its own, for the time in which the converter thinks."""
+    kinds = [kind for export in exports for kind in KERNELS.get(export.quantization, [])]
+    Thread(target=kernels.load, args=[kinds]).start()
 
 
 def export(exports: list[GgufExport], source: Source, outline: Outline, out: Path) -> tuple[list[OutputFile], str]:

@@ -8,7 +8,8 @@ All in one file, because numba looks at the file of a function alone to see whet
 """
 
 # mypy: disable-error-code="no-untyped-def"
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba
@@ -38,6 +39,16 @@ def quantize(rows: np.ndarray, kind: Kind) -> np.ndarray:
     make, *settings = MAKERS[kind]
     make(rows.reshape(-1), blocks, *settings)
     return blocks.reshape(-1)
+
+
+def load(kinds: Iterable[Kind]) -> None:
+    """Whatever merges and quantises to these, from where it is kept, or compiled: that takes seconds, once on a machine."""
+    begun = time.monotonic()
+    add_scaled(np.zeros(1, np.uint16), np.zeros(1, np.float32), ONE)
+    for kind in MAKERS.keys() & set(kinds):
+        quantize(np.zeros((1, kind.block), np.float32), kind)
+    if add_scaled.stats.cache_misses or any(make.stats.cache_misses for make, *_ in MAKERS.values()):
+        print(f"The kernels for this processor were compiled in {time.monotonic() - begun:.1f} s.", flush=True)
 
 
 def compiled(function: Callable) -> Any:

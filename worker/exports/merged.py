@@ -218,7 +218,7 @@ class Merger:
                 f"The base model stores {entry.name} as {entry.dtype}: it is quantised, and an adapter needs 16-bit weights."
             )
             raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint="Name its 16-bit repository.", param="base_model")
-        weight = torch.frombuffer(entry.read_rows(file, start, stop), dtype=TORCH_DTYPES[entry.dtype])
+        weight = torch.from_numpy(entry.read_rows(file, start, stop)).view(TORCH_DTYPES[entry.dtype])
         weight = weight.view(stop - start, *entry.shape[1:])
         if self.is_rewritten(entry):
             weight = weight.to(TORCH_DTYPES[self.dtype])

@@ -1,6 +1,6 @@
 """Runs llama.cpp's converter without the matrices. Executed in the converter's own process; imports nothing of this package.
 
-usage: outline_script.py CONVERTER INTO OUTTYPE[,OUTTYPE...] [the converter's other arguments]
+usage: outline_script.py CONVERTER, and on stdin, when they are known, {"into", "kinds": [OUTTYPE...], "arguments"} as JSON
 
 Writes INTO/OUTTYPE.gguf for each type: what the converter would write, up to the first tensor. And for the first type, where
 each tensor comes from: INTO/outline.json, a list of {name, source, order}, in which `source` is a tensor of the model as it is
@@ -19,9 +19,14 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from conversion import ModelBase
 
-converter, into, kinds, *arguments = sys.argv[1:]
+# Nothing is compiled or distributed here: transformers need not import what it would take.
+torch.distributed.is_available = lambda: False
+torch.compiler.disable = lambda function=None, **_: function or (lambda given: given)
+
+import transformers.models.llama.configuration_llama  # noqa: E402, F401 — with what most models need
+from conversion import ModelBase  # noqa: E402
+
 sources: dict[str, dict[str, Any]] = {}
 orders: dict[str, np.ndarray] = {}
 vectors: set[str] = set()
@@ -72,7 +77,7 @@ def prepare(model: Any) -> None:
 def write_outline(writer: Any, **_: Any) -> None:
     """In place of the writer's own method: everything but the tensors' data."""
     writer.write_ti_data_to_file()
-    place = Path(into) / "outline.json"
+    place = into / "outline.json"
     if place.exists():
         return
     [tensors] = writer.tensors
@@ -82,13 +87,16 @@ def write_outline(writer: Any, **_: Any) -> None:
         if name in vectors and info.dtype == gguf.GGMLQuantizationType.F32:
             values[name] = gguf.LazyNumpyTensor.to_eager(info.tensor)
         listed.append({"name": name, **sources.get(name, {"source": None, "order": None})})
-    np.savez(Path(into) / "outline.npz", **orders, **values)
+    np.savez(into / "outline.npz", **orders, **values)
     place.write_text(json.dumps(listed))
 
 
 original_prepare = ModelBase.prepare_tensors
 ModelBase.prepare_tensors = prepare
 gguf.GGUFWriter.write_tensors_to_file = write_outline
-for kind in kinds.split(","):
-    sys.argv = [converter, "--outfile", str(Path(into) / f"{kind}.gguf"), "--outtype", kind, *arguments]
+converter = sys.argv[1]
+question = json.loads(sys.stdin.read() or "null") or sys.exit()
+into = Path(question["into"])
+for kind in question["kinds"]:
+    sys.argv = [converter, "--outfile", str(into / f"{kind}.gguf"), "--outtype", kind, *question["arguments"]]
     runpy.run_path(converter, run_name="__main__")

@@ -7,16 +7,16 @@ here has heard of. See outline_script.py for how it is asked.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 import numpy as np
 
-from worker.exports.converter import check, run_around
+from worker.exports.converter import check, finish
 from worker.exports.gguf_header import Header
 from worker.exports.gguf_writing import Contents, Matrix
 from worker.exports.merged import TORCH_DTYPES, Merger
-from worker.stages import Inputs, Report
+from worker.stages import Report
 
-SCRIPT = Path(__file__).with_name("outline_script.py")
 VERIFIED = frozenset(
     {"gemma", "gemma2", "gemma3", "granite", "llama", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"},
 )
@@ -35,14 +35,16 @@ class Outline:
     obstacle: str | None
 
 
-def ask(folder: Path, kinds: list[str], merger: Merger, inputs: Inputs, report: Report, into: Path) -> Outline:
-    """`folder` holds the model, with or without its matrices; `into` is an empty folder for the answer.
+def ask(
+    outliner: Popen[bytes], folder: Path, kinds: list[str], merger: Merger, title: str, report: Report, into: Path
+) -> Outline:
+    """`folder` holds the model, with or without its matrices; `into` is an empty folder for the answer. It can be asked once.
 
     StageFailure conversion_failed when the converter does not know the model, verification_failed for an answer that is none.
     """
-    arguments = [str(into), ",".join(kinds), f"--model-name={inputs.title}", str(folder)]
-    run_around(SCRIPT, arguments, "the outline", inputs, report, into)
-    headers = {kind: check(into / f"{kind}.gguf", inputs.title, whole=False) for kind in kinds}
+    question = {"into": str(into), "kinds": kinds, "arguments": [f"--model-name={title}", str(folder)]}
+    finish(outliner, "the outline", report, into, json.dumps(question))
+    headers = {kind: check(into / f"{kind}.gguf", title, whole=False) for kind in kinds}
     listed = json.loads((into / "outline.json").read_text())
     arrays = dict(np.load(into / "outline.npz", allow_pickle=False))
     return compose(headers, listed, arrays, merger)

@@ -14,6 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 CHUNK_BYTES = 1 << 20
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -49,11 +51,11 @@ class Entry:
     def rows(self) -> int:
         return self.shape[0] if self.shape else 1
 
-    def read_rows(self, file: BinaryIO, start: int, stop: int) -> bytearray:
+    def read_rows(self, file: BinaryIO, start: int, stop: int) -> np.ndarray:
         """The bytes of some rows, wherever the file is being read; threads may do so at the same time."""
         width = self.bytes // self.rows if self.rows else 0
-        data = bytearray((stop - start) * width)
-        if os.preadv(file.fileno(), [data], self.start + start * width) != len(data):
+        data = np.empty((stop - start) * width, np.uint8)
+        if os.preadv(file.fileno(), [data.data], self.start + start * width) != len(data):
             raise EOFError(f"The shard ends inside {self.name}.")
         return data
 

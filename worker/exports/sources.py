@@ -7,6 +7,7 @@ wants to see the weights, a folder is written for as long as the stage lasts.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from subprocess import Popen
 
 from app.jobs.spec import JobSpec
 from app.jobs.states import Stage
@@ -24,6 +25,7 @@ class Source:
     inputs: Inputs
     scratch: Path
     report: Report
+    outliner: Popen[bytes]
     reason: str | None = None
     """Why the weights could not be merged while they are read."""
 
@@ -72,4 +74,4 @@ class Source:
         else:
             folder.mkdir()
             model_folder.write_without_matrices(self.spec, self.inputs, self.base, folder, self.merger)
-        return ask(folder, kinds, self.merger, self.inputs, self.report, into)
+        return ask(self.outliner, folder, kinds, self.merger, self.inputs.title, self.report, into)

@@ -4,8 +4,7 @@ import tempfile
 from pathlib import Path
 
 from app.jobs.spec import GgufExport, JobSpec, LoraGgufExport
-from worker.exports import converter, gguf, lora_gguf
-from worker.exports.sources import Source
+from worker.exports import converter
 from worker.stages import Inputs, Outcome, Report, StageFailure
 
 
@@ -17,8 +16,12 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     adapters = [export for export in exports if isinstance(export, LoraGgufExport)]
     files, route = [], "stream"
     try:
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            source = Source(spec, inputs, Path(scratch), report)
+        with tempfile.TemporaryDirectory(dir=out) as scratch, converter.begun_outliner(inputs) as outliner:
+            from worker.exports import gguf, lora_gguf  # seconds of imports: at the same time as the outliner's
+            from worker.exports.sources import Source
+
+            source = Source(spec, inputs, Path(scratch), report, outliner)
+            gguf.load_kernels(models)
             kinds = [gguf.kind_for(export, source.merger) for export in models] or [source.merger.dtype.lower()]
             outline = source.outline(list(dict.fromkeys(kinds)))
             if adapters:
