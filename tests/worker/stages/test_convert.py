@@ -168,6 +168,7 @@ def fake_converter(folder: Path, script: str) -> Path:
     head = "import sys, os, signal, time\ntarget = sys.argv[sys.argv.index('--outfile') + 1]\n"
     (folder / "conversion.py").write_text("class ModelBase: prepare_tensors = None")
     (folder / "gguf.py").write_text("class GGUFWriter: pass")
+    (folder / "transformers.py").write_text("LlamaConfig = None")
     (folder / "convert_hf_to_gguf.py").write_text(head + script)
     return folder
 
@@ -244,7 +245,7 @@ def test_the_converter_ends_with_its_stage(model, tmp_path, ending):
         assert json.loads((attempt / "result.json").read_text())["status"] == "stopped"
 
 
-def wait_until(condition, seconds: float = 30) -> None:
+def wait_until(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
