@@ -57,8 +57,8 @@ def test_commands_of_the_service_name_modules_that_exist():
 def test_files_name_no_registry_and_no_path_of_a_machine():
     forbidden = re.compile("pypi" + r"\.org|python" + "hosted|-index" + "-url|/home" + "/|/wo" + "rk/|/ro" + "ot/")
     folders = ("app", "worker", "client", "migrations", "tests", "docs", "examples", "bench", ".ci")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    files += [path for path in ROOT.iterdir() if path.is_file()]
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    files = [path for path in [*paths, *ROOT.iterdir()] if path.is_file()]
     found = {}
     for path in files:
         if match := forbidden.search(path.read_text(encoding="utf-8", errors="replace")):
