@@ -255,12 +255,12 @@ def test_deaths_before_a_retry_do_not_count(supervised: Supervised) -> None:
 @pytest.mark.provokes("timeout")
 def test_a_job_that_runs_too_long_saves_and_fails_with_the_time_that_it_would_need(supervised: Supervised) -> None:
     supervised.script(SAVES_WHEN_ASKED)
-    job_id = supervised.submit(max_runtime_seconds=2, base_model="smollm2-135m-instruct")
+    job_id = supervised.submit(max_runtime_seconds=6, base_model="smollm2-135m-instruct")
     supervised.work()
     job = supervised.job(job_id)
     assert job.status is JobStatus.FAILED and job.error
     assert (job.error["code"], job.error["param"], job.error["patch"]) == (
-        "timeout", "max_runtime_seconds", {"max_runtime_seconds": 4},
+        "timeout", "max_runtime_seconds", {"max_runtime_seconds": 12},
     )  # fmt: skip
     assert EventType.JOB_CHECKPOINT in [event.type for event in supervised.events(job_id)]
     assert retry(supervised, job_id, max_runtime_seconds=600) is Stage.TRAIN
@@ -282,9 +282,9 @@ def test_a_job_whose_time_is_over_before_its_next_stage_does_not_start_it(superv
     supervised.script("""
         if stage == "prepare":
             with report.holding_stop():
-                time.sleep(1.5)
+                time.sleep(4.5)
     """)
-    job_id = supervised.submit(max_runtime_seconds=1)
+    job_id = supervised.submit(max_runtime_seconds=4)
     supervised.work()
     job = supervised.job(job_id)
     assert (job.status, (job.error or {})["code"]) == (JobStatus.FAILED, "timeout")
