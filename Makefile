@@ -47,8 +47,8 @@ bench-gpu: setup ## Run the Llama-3.2-1B shape on an accelerator: does it fit, a
 	$(BIN)/python bench/gpu_job.py data/bench/models data/bench/gpu
 	$(BIN)/python bench/gpu_resume.py data/bench/models data/bench/gpu/resume.json
 
-bench-api: setup ## Compare the cost of requests with a bare FastAPI, and hold a thousand event streams open for ten minutes
-	$(BIN)/python bench/api.py
+bench-api: setup ## Compare the cost of requests with a bare FastAPI
+	$(BIN)/python bench/api.py --out docs/measurements/requests.json
 
 bench-download: setup ## Download a file of 1 GB from the service and from nginx, in turn
 	$(BIN)/python bench/download.py --out docs/measurements/download-beside-nginx.json
@@ -61,6 +61,9 @@ bench-data: setup ## Report on, tokenise and pack 100,000 rows: CPU, memory, and
 
 bench-fuzz: setup ## Ask the API 50,000 generated questions as three callers, and look for answers that its schema does not have
 	$(BIN)/python bench/fuzz.py --output docs/measurements/fuzz.json
+
+bench-streams: setup ## Hold a thousand event streams open for ten minutes while a job reports
+	$(BIN)/python bench/streams.py --out docs/measurements/event-streams.json
 
 bench-writers: setup ## Let four processes write progress while a reader polls
 	$(BIN)/python bench/writers.py

@@ -1,6 +1,7 @@
 """The HTTP server: `python -m app.main`, or `create_app` for whoever brings a server of their own."""
 
 import logging
+import resource
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,6 +40,8 @@ from app.webhooks import service as webhooks
 
 MAX_BODY_BYTES = 1 << 20
 MAX_UPLOAD_BYTES = 16 << 30
+MOST_FILES = 65536
+"""A connection is an open file, and shells and systemd allow 1024 unless they are asked for more."""
 
 ROUTERS = (
     app.jobs.endpoints.router,
@@ -119,6 +122,7 @@ def main() -> None:
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("app").setLevel(logging.INFO)
+    allow_files()
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -127,6 +131,14 @@ def main() -> None:
         server_header=False,
         access_log=False,  # `app.request_ids` writes one
     )
+
+
+def allow_files() -> None:
+    """As many open files as this process may give itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def has_key(settings: Settings) -> bool:
