@@ -57,6 +57,7 @@ def test_priority_comes_before_age_and_age_is_the_jobs(engine: Engine) -> None:
     add_job(engine, Stage.TRAIN, priority=9)
     with read_session(engine) as session:
         assert stage_runs.queue_positions(session, [young.id, old.id, urgent.id]) == {young.id: 3, old.id: 2, urgent.id: 1}
+        assert [stage_runs.queue_positions(session, [job.id])[job.id] for job in (young, old, urgent)] == [3, 2, 1]
         assert stage_runs.waiting(session) == {Resource.CPU: 3, Resource.GPU: 1}
     claims = [claim(engine) for _ in range(3)]
     assert [run.id for run in claims if run] == [urgent_run.id, old_run.id, young_run.id]
