@@ -23,7 +23,7 @@ PARTS: dict[int | str, dict[str, Any]] = UNCHANGED | {
 class BlobResponse(FileResponse):
     """Starlette's, with larger chunks that are read by `CachedFile`."""
 
-    chunk_size = 1 << 20
+    chunk_size = 256 << 10
 
     @asynccontextmanager
     async def _open_file(self) -> AsyncIterator["CachedFile"]:  # type: ignore[override]
@@ -33,7 +33,7 @@ class BlobResponse(FileResponse):
 
 class CachedFile:
     """A file for an event loop. What the kernel has in memory is read at once, and only what has to come from the disk by a
-    thread: to wake one costs more than to copy half of such a chunk."""
+    thread: to wake one costs more than to copy such a chunk."""
 
     def __init__(self, descriptor: int):
         self._descriptor, self._offset = descriptor, 0

@@ -2,7 +2,7 @@
 
     python bench/api.py [--pairs 30] [--requests 50] [--out docs/measurements/requests.json]
 
-A pair is some requests to the one and then as many, or fewer of the dear ones, to the other; a ratio is the median of the pairs'.
+A pair is some requests to the one, fewer of the dear ones, and then some to the other; a ratio is the median of the pairs'.
 100 jobs wait; the job that is asked for is one of them, so its place in the queue is counted, too, or one that has succeeded.
 Wanted: a GET of a job at no more than four times the hello. Linux only: nothing else tells another process's time so finely.
 """
