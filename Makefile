@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export bench-fidelity bench-parity clean bench-api
+.PHONY: help setup demo serve test test-ml lint format bench bench-gpu bench-chaos bench-data bench-fuzz bench-writers bench-export bench-fidelity bench-parity bench-api bench-download bench-streams clean
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
