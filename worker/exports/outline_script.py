@@ -12,6 +12,7 @@ outline.npz itself, under its own name, as the float32 that belong into the file
 import gc
 import json
 import runpy
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,19 @@ def prepare(model: Any) -> None:
     original_prepare(model)
 
 
+def pack(writer: Any, value: Any, kind: Any, add_vtype: bool, sub_type: Any = None) -> bytes:
+    """In place of the writer's own method, which looks at each text and number of a vocabulary by itself."""
+    types = set(map(type, value)) if type(value) is list and add_vtype and sub_type is None else None
+    if types == {str}:
+        item = gguf.GGUFValueType.STRING
+        content = b"".join(struct.pack("<Q", len(text)) + text for text in map(str.encode, value))
+    elif types == {gguf.TokenType}:
+        item, content = gguf.GGUFValueType.INT32, struct.pack(f"<{len(value)}i", *value)
+    else:
+        return original_pack(writer, value, kind, add_vtype, sub_type)
+    return struct.pack("<IIQ", kind, item, len(value)) + content
+
+
 def write_outline(writer: Any, **_: Any) -> None:
     """In place of the writer's own method: everything but the tensors' data."""
     writer.write_ti_data_to_file()
@@ -96,6 +110,8 @@ def write_outline(writer: Any, **_: Any) -> None:
 
 original_prepare = ModelBase.prepare_tensors
 ModelBase.prepare_tensors = prepare
+original_pack = gguf.GGUFWriter._pack_val
+gguf.GGUFWriter._pack_val = pack
 gguf.GGUFWriter.write_tensors_to_file = write_outline
 converter = sys.argv[1]
 question = json.loads(sys.stdin.read() or "null") or sys.exit()

@@ -167,7 +167,7 @@ def fake_converter(folder: Path, script: str) -> Path:
     """Stands for llama.cpp's converter; `target` is where it is told to write."""
     head = "import sys, os, signal, time\ntarget = sys.argv[sys.argv.index('--outfile') + 1]\n"
     (folder / "conversion.py").write_text("class ModelBase: prepare_tensors = None")
-    (folder / "gguf.py").write_text("class GGUFWriter: pass")
+    (folder / "gguf.py").write_text("class GGUFWriter: _pack_val = None")
     (folder / "transformers.py").write_text("LlamaConfig = None")
     (folder / "convert_hf_to_gguf.py").write_text(head + script)
     return folder
