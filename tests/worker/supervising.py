@@ -27,7 +27,11 @@ from worker.runner import Runner, work
 StartWorker = Callable[[str], subprocess.Popen]
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+PATIENCE_SECONDS = 120.0
+"""How long a test waits for what will happen on any machine. Only a failure takes so long."""
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
     """The first true value of `condition`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -93,10 +97,10 @@ class Supervised:
     @contextmanager
     def working(self, resource: Resource = Resource.CPU) -> Iterator[threading.Thread]:
         """Works in the background; waits at the end until nothing is left."""
-        thread = threading.Thread(target=work, args=[self.runner, resource])
+        thread = threading.Thread(target=work, args=[self.runner, resource], daemon=True)
         thread.start()
         yield thread
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
 
     def waiting(self) -> set[Resource]:

@@ -1,13 +1,17 @@
 """Pausing, resuming, retrying and time limits, with stage processes that do as they are told, or not."""
 
 import json
+import time
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlmodel import col, select
 from supervising import Supervised, wait_until
 
 from app.db import read_session, write_session
-from app.jobs import repository, service
+from app.errors import InvalidSpec
+from app.jobs import service, stage_runs
 from app.jobs.states import EventType, JobStatus, Resource, Stage, StageStatus
 from app.models import Artifact, StageRun
 
@@ -15,8 +19,8 @@ SAVES_WHEN_ASKED = """
     if stage == "train":
         saved = [int(path.name[5:]) for folder in inputs.earlier for path in folder.glob("checkpoints/step-*")]
         step = max(saved, default=0)
-        report("progress", step=step)
         with report.holding_stop():
+            report("progress", step=step)
             while step < 3 or not (saved or (inputs.models_dir / "go").exists()):
                 if report.stop_requested:
                     (out / "checkpoints" / f"step-{step + 1}").mkdir(parents=True)
@@ -85,8 +89,8 @@ def test_a_paused_job_survives_pausing_again_and_again(supervised: Supervised, p
 
 def test_a_stage_that_ends_while_a_pause_is_asked_for_is_the_last_one_for_now(supervised: Supervised) -> None:
     supervised.script("""
-        report("progress", step=1)
         with report.holding_stop():
+            report("progress", step=1)
             while stage == "prepare" and not report.stop_requested:
                 time.sleep(0.02)
     """)
@@ -108,8 +112,8 @@ def test_a_stage_that_ends_while_a_pause_is_asked_for_is_the_last_one_for_now(su
 
 def test_a_pause_that_is_taken_back_too_late_costs_an_attempt_and_nothing_else(supervised: Supervised) -> None:
     supervised.script("""
-        report("progress", step=1)
         with report.holding_stop():
+            report("progress", step=1)
             first = stage == "prepare" and attempt == 1
             while first and not report.stop_requested:
                 time.sleep(0.02)
@@ -133,8 +137,8 @@ def test_a_pause_that_is_taken_back_too_late_costs_an_attempt_and_nothing_else(s
 
 def test_cancelling_does_not_wait_for_a_pause(supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> None:
     supervised.script("""
-        report("progress", step=1)
         with report.holding_stop():
+            report("progress", step=1)
             while not report.stop_requested:
                 time.sleep(0.02)
             report("progress", step=2)
@@ -253,17 +257,24 @@ def test_deaths_before_a_retry_do_not_count(supervised: Supervised) -> None:
 
 
 @pytest.mark.provokes("timeout")
-def test_a_job_that_runs_too_long_saves_and_fails_with_the_time_that_it_would_need(supervised: Supervised) -> None:
+def test_a_job_that_runs_too_long_saves_and_fails_with_the_time_that_it_would_need(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
     supervised.script(SAVES_WHEN_ASKED)
-    job_id = supervised.submit(max_runtime_seconds=6, base_model="smollm2-135m-instruct")
-    supervised.work()
+    job_id = supervised.submit(max_runtime_seconds=3600, base_model="smollm2-135m-instruct")
+    supervised.work(Resource.CPU)
+    clock = SimpleNamespace(passed=0.0, monotonic=lambda: time.monotonic() + clock.passed, sleep=time.sleep)
+    monkeypatch.setattr("worker.runner.time", clock)
+    with supervised.working(Resource.GPU):
+        wait_until(lambda: (supervised.job(job_id).progress or {}).get("step") == 0)
+        clock.passed = 3600.0
     job = supervised.job(job_id)
     assert job.status is JobStatus.FAILED and job.error
     assert (job.error["code"], job.error["param"], job.error["patch"]) == (
-        "timeout", "max_runtime_seconds", {"max_runtime_seconds": 12},
+        "timeout", "max_runtime_seconds", {"max_runtime_seconds": 7200},
     )  # fmt: skip
     assert EventType.JOB_CHECKPOINT in [event.type for event in supervised.events(job_id)]
-    assert retry(supervised, job_id, max_runtime_seconds=600) is Stage.TRAIN
+    assert retry(supervised, job_id, max_runtime_seconds=7200) is Stage.TRAIN
     supervised.work()
     assert supervised.job(job_id).status is JobStatus.SUCCEEDED
     outputs = supervised.runs(job_id)[-1].outputs
@@ -271,21 +282,25 @@ def test_a_job_that_runs_too_long_saves_and_fails_with_the_time_that_it_would_ne
 
 
 def test_a_retry_within_the_time_that_is_used_up_is_refused(supervised: Supervised, failed: str) -> None:
+    let_an_hour_pass(supervised, failed)
+    with pytest.raises(InvalidSpec, match="used up this time"):
+        retry(supervised, failed, max_runtime_seconds=3600)
+    assert retry(supervised, failed, max_runtime_seconds=7200) is Stage.CONVERT
+
+
+def let_an_hour_pass(supervised: Supervised, job_id: str) -> None:
+    """As if the job's first attempt had taken an hour longer."""
     with write_session(supervised.engine) as session:
-        job = repository.get(session, failed)
-        job.spec = job.spec | {"max_runtime_seconds": 1}
-    with pytest.raises(Exception, match="used up this time"):
-        retry(supervised, failed)
+        first = stage_runs.attempts(session, job_id)[0]
+        first.started_at = (first.started_at or first.created_at) - timedelta(hours=1)
 
 
 def test_a_job_whose_time_is_over_before_its_next_stage_does_not_start_it(supervised: Supervised) -> None:
-    supervised.script("""
-        if stage == "prepare":
-            with report.holding_stop():
-                time.sleep(4.5)
-    """)
-    job_id = supervised.submit(max_runtime_seconds=4)
-    supervised.work()
+    supervised.script("")
+    job_id = supervised.submit(max_runtime_seconds=3600)
+    supervised.work(Resource.CPU)
+    let_an_hour_pass(supervised, job_id)
+    supervised.work(Resource.GPU)
     job = supervised.job(job_id)
     assert (job.status, (job.error or {})["code"]) == (JobStatus.FAILED, "timeout")
     assert [run.stage for run in supervised.runs(job_id)] == [Stage.PREPARE, Stage.TRAIN]
