@@ -9,19 +9,22 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 
 from app.artifacts.archive import Archive
+from app.error_handlers import ErrorAnswer
 from app.storage import Storage
 
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "`If-None-Match` names it: the client has it."}}
 PARTS: dict[int | str, dict[str, Any]] = UNCHANGED | {
     206: {"description": "The part that `Range` asks for."},
-    416: {"description": "There is no such part."},
+    416: {"model": ErrorAnswer, "description": "The file ends before the part that `Range` asks for."},
 }
 
 
 class BlobResponse(FileResponse):
-    """Starlette's, with larger chunks that are read by `CachedFile`."""
+    """Starlette's, with larger chunks that are read by `CachedFile`, and with our own refusal of a range."""
 
     chunk_size = 256 << 10
 
@@ -29,6 +32,16 @@ class BlobResponse(FileResponse):
     async def _open_file(self) -> AsyncIterator["CachedFile"]:  # type: ignore[override]
         with await run_in_threadpool(open, self.path, "rb", 0) as file:
             yield CachedFile(file.fileno())
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        """None, which is the whole file, for what is no range of bytes: RFC 9110 has it ignored."""
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            return []
+        except RangeNotSatisfiable as problem:
+            raise HTTPException(416, headers={"content-range": f"bytes */{file_size}"}) from problem
 
 
 class CachedFile:

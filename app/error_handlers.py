@@ -16,11 +16,12 @@ from app.suggestions import suggest
 
 log = logging.getLogger(__name__)
 
-CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 416: "range_not_satisfiable"}
 MESSAGE_OF_STATUS = {
     404: "There is nothing at this address. GET /openapi.json lists what there is.",
     405: "This address does not take that method. The Allow header lists those that it takes.",
     413: "The request is larger than this address takes.",
+    416: "The file ends before the part that Range asks for. The Content-Range header tells its size.",
 }
 
 

@@ -63,6 +63,11 @@ ERRORS = {
     "quota_exceeded": ("POST", "/v1/jobs", {"json": NEW_JOB, "settings": {"max_open_jobs": 0}}),
     "idempotency_conflict": ("POST", "/v1/jobs", {"json": NEW_JOB, "idempotency": ("nightly-7", NEW_JOB | {"priority": 1})}),
     "too_large": ("POST", "/v1/jobs", {"text": "[" + "0," * 600_000}),
+    "range_not_satisfiable": (
+        "GET",
+        "/v1/jobs/{job_id}/artifacts/gguf/first-q8_0.gguf",
+        {"headers": {"range": "bytes=1000-"}},
+    ),
     "invalid_spec": ("POST", "/v1/jobs", {"json": NEW_JOB | {"training": {"epochs": 0}}}),
     "not_available": ("POST", "/v1/jobs", {"json": NEW_JOB | {"gpus": 2}}),
     "dataset_not_found": ("POST", "/v1/jobs", {"json": {"base_model": MODEL, "dataset": {"file": "file-unknown"}}}),

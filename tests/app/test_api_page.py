@@ -106,7 +106,9 @@ def fill(value, known):
 
 
 def ask(client, method, path, options):
-    headers = {"authorization": f"Bearer {options['key']}"} if "key" in options else {}
+    headers = dict(options.get("headers", {}))
+    if "key" in options:
+        headers["authorization"] = f"Bearer {options['key']}"
     if "idempotency" in options:
         headers["idempotency-key"], body = options["idempotency"]
         client.post(path, json=body, headers=headers)
@@ -123,6 +125,8 @@ def show(method, path, options, answer):
     query = "&".join(f"{name}={value}" for name, value in options.get("query", {}).items())
     line = f'curl{"" if method == "GET" else " -X " + method} "$URL{path}{"?" + query if query else ""}"'
     line += f' -H "Authorization: Bearer {options.get("key", "$KEY")}"'
+    for name, value in options.get("headers", {}).items():
+        line += f' -H "{name.capitalize()}: {value}"'
     if "idempotency" in options:
         line += f' -H "Idempotency-Key: {options["idempotency"][0]}"'
     if "json" in options:

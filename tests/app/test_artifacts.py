@@ -67,6 +67,13 @@ def test_a_range_beyond_the_end_is_416(client, artifact):
     answer = client.get(artifact[2], headers={"range": f"bytes={len(CONTENT)}-"})
     assert answer.status_code == 416
     assert answer.headers["content-range"] == f"bytes */{len(CONTENT)}"
+    assert answer.json()["error"]["code"] == "range_not_satisfiable"
+
+
+@pytest.mark.parametrize("asked", ["bytes=9-2", "bytes=x", "lines=1-2", "0-9"])
+def test_what_is_no_range_is_ignored(client, artifact, asked):
+    answer = client.get(artifact[2], headers={"range": asked})
+    assert (answer.status_code, answer.content) == (200, CONTENT)
 
 
 @pytest.mark.parametrize("form", ['"{}"', 'W/"{}"', '"other", "{}"', "*"])
