@@ -54,8 +54,8 @@ def find_source(session: Session, storage: Storage, spec: JobSpec) -> Job:
         raise InvalidSpec.of([Detail("from_job", message, patch={"from_job": checkpoint.job_id})])
     if not is_whole(storage.checkpoint(run.job_id or "", run.attempt, checkpoint.step)):
         message = (
-            f"from_checkpoint: the files of {checkpoint_id} are not here any more. A job keeps its newest checkpoints, and "
-            f"when it has succeeded the last one: GET /v1/jobs/{checkpoint.job_id}/checkpoints tells which are `resumable`."
+            f"from_checkpoint: the files of {checkpoint_id} are not here any more. A job keeps its newest `checkpoints.keep`: "
+            f"GET /v1/jobs/{checkpoint.job_id}/checkpoints tells which are `resumable`."
         )
         raise InvalidSpec.of([Detail("from_checkpoint", message)])
     return jobs.get(session, checkpoint.job_id)

@@ -4,8 +4,7 @@
     events.jsonl                            stays until the job has ended: its worker may have died before it stored the last
     out/ of a stage's newest success        stays until the job has succeeded: a retry goes on from it
     out/adapter of the training             stays for good: it is what the job made, exported or not
-    out/checkpoints/step-…                  the newest `checkpoints.keep` whole ones over all attempts;
-                                            of a job that has succeeded the last one
+    out/checkpoints/step-…                  the newest `checkpoints.keep` whole ones over all attempts
 
 All else of an attempt that has ended goes. What waits or runs is never touched.
 """
@@ -54,8 +53,7 @@ def kept_of(run: StageRun, job: Job, *, is_newest_success: bool) -> set[str]:
 
 def drop_checkpoints(storage: Storage, job: Job, runs: list[StageRun]) -> None:
     """Of ended attempts, those that newer whole ones have made needless. A damaged one does not count."""
-    keep = 1 if job.status is JobStatus.SUCCEEDED else job.spec["checkpoints"]["keep"]
-    whole = 0
+    keep, whole = job.spec["checkpoints"]["keep"], 0
     for run in reversed(runs):
         for path in newest_first(storage.attempt_folder(job.id, run.stage, run.attempt) / "out" / "checkpoints"):
             if whole >= keep and run.status not in LIVE:

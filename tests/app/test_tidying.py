@@ -77,7 +77,7 @@ def tidied(engine, storage):
     return tidied
 
 
-def test_a_job_that_succeeded_keeps_logs_adapter_and_last_checkpoint(make_job, tidied):
+def test_a_job_that_succeeded_keeps_logs_adapter_and_newest_checkpoints(make_job, tidied):
     job_id = make_job(
         JobStatus.SUCCEEDED,
         (Stage.PREPARE, 1, SUCCEEDED),
@@ -91,6 +91,7 @@ def test_a_job_that_succeeded_keeps_logs_adapter_and_last_checkpoint(make_job, t
         "train/2/log.txt",
         "train/2/out/adapter/b",
         "train/2/out/adapter/deep/c",
+        "train/2/out/checkpoints/step-000030",
         "train/2/out/checkpoints/step-000040",
         "merge/1/log.txt",
     }
