@@ -62,11 +62,26 @@ def go_on(session: Session, storage: Storage, job: Job, run: StageRun) -> None:
 
 
 def publish_verified(session: Session, storage: Storage, job: Job, verification: dict[str, dict[str, Any]]) -> None:
-    """What earlier stages made: with what was found of it, by artifact name."""
+    """What earlier stages made and is right: with what was found of it, by artifact name."""
     for run in stage_runs.succeeded(session, job.id, HELD):
         out = storage.attempt_folder(job.id, run.stage, run.attempt) / "out"
         for file in (run.outputs or {})["files"]:
-            publish_file(session, storage, job, out, file, verification.get(file["name"]))
+            if is_right(file, verification):
+                publish_file(session, storage, job, out, file, verification.get(file["name"]))
+
+
+def is_right(file: dict[str, Any], verification: dict[str, dict[str, Any]]) -> bool:
+    """A merged model is one thing of many files: none of them is if one is not."""
+    merged = [name for name in verification if name.startswith("merged/")] if file["kind"] == "merged" else []
+    return all(verification[name]["passed"] for name in [*merged, file["name"]] if name in verification)
+
+
+def publish_right(session: Session, storage: Storage, job: Job, run: StageRun, out: Path) -> None:
+    """Of a job that fails because not all of its files are right: those that are. They were paid for."""
+    outputs = run.outputs or {}
+    publish_verified(session, storage, job, outputs["values"]["verification"])
+    for file in outputs["files"]:
+        publish_file(session, storage, job, out, file, None)
 
 
 def publish_file(

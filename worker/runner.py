@@ -132,7 +132,7 @@ def carry_out(runner: Runner, claim: Claim) -> None:
 
 
 def put_away(runner: Runner, claim: Claim, remains: Remains) -> None:
-    if (remains.result or {}).get("status") != "succeeded":
+    if "files" not in (remains.result or {}):
         with suppress(OSError):  # the sweep tries again
             discard_partial(claim.folder)
     settle_remains(runner, claim, remains)

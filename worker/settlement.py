@@ -14,7 +14,7 @@ from app.jobs.spec import merged
 from app.jobs.states import FailureCode, Stage, StageStatus
 from app.models import File, Job, StageRun
 from app.storage import Storage
-from worker.publication import publish_inspection, publish_stage
+from worker.publication import publish_inspection, publish_right, publish_stage
 from worker.reports import apply_reports
 
 
@@ -49,11 +49,12 @@ def settle(session: Session, storage: Storage, run_id: str, fence: int, remains:
     """Writes nothing when the fence is stale. A stage that was asked to stop may have succeeded all the same."""
     result = remains.result or {}
     status = result.get("status")
-    outputs = {"values": result["values"], "files": result["files"]} if status == "succeeded" else None
+    made = "files" in result and (status == "succeeded" or remains.ending is Ending.BY_ITSELF)
+    outputs = {"values": result["values"], "files": result["files"]} if made else None
     run = stage_runs.find(session, run_id)
     if run is None:
         return
-    if outputs is not None:
+    if status == "succeeded":
         ended, error = StageStatus.SUCCEEDED, None
     elif remains.ending is Ending.TIMED_OUT:
         limit = session.get_one(Job, run.job_id).spec["max_runtime_seconds"]
@@ -68,11 +69,13 @@ def settle(session: Session, storage: Storage, run_id: str, fence: int, remains:
     owner = recovery.load_owner(session, run)
     if isinstance(owner, Job):
         apply_reports(session, owner, run, remains.reports)
-    if outputs is not None:
+    if status == "succeeded":
         publish(session, storage, owner, run, remains.out)
     elif error is None:
         leave(session, owner, run)
     else:
+        if outputs is not None and isinstance(owner, Job):
+            publish_right(session, storage, owner, run, remains.out)
         fail_or_retry(session, owner, run, error)
 
 

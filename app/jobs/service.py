@@ -154,19 +154,21 @@ def retry(session: Session, job_id: str, spec: JobSpec, overrides: dict[str, Any
 
 
 def find_first_stage(session: Session, job: Job) -> tuple[Stage, list[StageRun]]:
-    """The first stage whose newest success does not have the key that it would have now, and the successes from there on.
+    """The first stage whose newest success does not have the key that it would have now, and what has outputs from there on.
 
     What was found not to be the model that was trained does not count: it is made again.
     """
     keys = stage_keys(job.spec)
     newest = {run.stage: run for run in stage_runs.attempts(session, job.id) if run.status is StageStatus.SUCCEEDED}
     verified = stage_runs.last_attempt(session, job.id, Stage.VERIFY)
-    if verified and (verified.error or {}).get("code") == FailureCode.VERIFICATION_FAILED:
+    refuted = verified is not None and (verified.error or {}).get("code") == FailureCode.VERIFICATION_FAILED
+    if refuted:
         keys |= dict.fromkeys(keys.keys() & {*HELD}, "")
     stages = list(keys)
     kept = list(takewhile(lambda stage: stage in newest and newest[stage].key == keys[stage], stages))
     first = stages[min(len(kept), len(stages) - 1)]
-    return first, [run for stage, run in newest.items() if stage not in kept]
+    outdated = [run for stage, run in newest.items() if stage not in kept]
+    return first, [*outdated, verified] if verified and refuted and verified.outputs else outdated
 
 
 def delete(session: Session, job_id: str) -> set[str]:

@@ -4,7 +4,8 @@
         input.json      written by the supervisor before the start: {"stage", "spec", "inputs"}
         events.jsonl    appended by the stage: one report a line, {"kind", "time", ...}
         result.json     written once, at the end, by rename: {"status": succeeded, stopped or failed, "values", "files",
-                        "error": {"code", "message", "hint", "param", "patch"}, "peak_host_bytes", "peak_device_bytes"}
+                        "error": {"code", "message", "hint", "param", "patch"}, "peak_host_bytes", "peak_device_bytes"};
+                        `files` and `values` of a failed stage are what it made all the same
         log.txt         everything the process printed
         out/            the stage's outputs; the only folder it writes to
 
@@ -54,14 +55,23 @@ DISK_FULL_STATUS = 28
 class StageFailure(Exception):
     """A stage ends by raising this when the user can do something about it; anything else is `internal`.
 
-    `hint` says what to do, `param` names the spec's field at fault, `patch` is the JSON that would make a retry succeed.
+    `hint` says what to do, `param` names the spec's field at fault, `patch` is the JSON that would make a retry succeed,
+    `outcome` is what the stage has made or found all the same.
     """
 
     def __init__(
-        self, code: FailureCode, message: str, *, hint: str | None = None, param: str | None = None, patch: dict | None = None
+        self,
+        code: FailureCode,
+        message: str,
+        *,
+        hint: str | None = None,
+        param: str | None = None,
+        patch: dict | None = None,
+        outcome: "Outcome | None" = None,
     ):
         super().__init__(message)
         self.code, self.message, self.hint, self.param, self.patch = code, message, hint, param, patch
+        self.outcome = outcome
 
 
 class StageStopped(BaseException):

@@ -49,6 +49,7 @@ def carry_out(attempt: Path) -> dict:
     sys.stdout, sys.stderr = MaskedStream(sys.stdout, mask), MaskedStream(sys.stderr, mask)
     report = Report(attempt / "events.jsonl", mask)
     signal.signal(signal.SIGTERM, lambda *_: report.request_stop())
+    made: dict = {}
     try:
         stage = importlib.import_module(STAGES[Stage(request["stage"])])
         return {"status": "succeeded", **as_json(stage.run(spec, inputs, out, report))}
@@ -60,11 +61,12 @@ def carry_out(attempt: Path) -> dict:
             keep_only(out, {"checkpoints/step-*"})  # room for the log and the result
         elif isinstance(problem, StageFailure):
             error = {key: getattr(problem, key) for key in ("code", "message", "hint", "param", "patch")}
+            made = as_json(problem.outcome) if problem.outcome else {}
         else:
             error = describe(problem)
         with suppress(OSError):  # the log, too, may be on a full disk
             traceback.print_exc()
-    return {"status": "failed", "error": mask(error)}
+    return {"status": "failed", "error": mask(error), **made}
 
 
 def full_disk(attempt: Path, inputs: Inputs) -> dict:

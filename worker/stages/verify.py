@@ -30,7 +30,7 @@ FAR_OFF = 10.0
 
 
 def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
-    """StageFailure verification_failed, with the figures, when one of the files fails."""
+    """StageFailure verification_failed when one of the files fails; its outcome has the figures of all."""
     torch.set_num_threads(count_threads())
     report("progress", message="Loading the base model")
     revision = inputs.values[Stage.PREPARE]["base_model"]["revision"]
@@ -45,8 +45,10 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     for name in inputs.values[Stage.CONVERT]["files"]:
         report("progress", message=f"Verifying {name}")
         found[name] = verify_file(inputs.folders[Stage.CONVERT] / name, expected, inputs.most_kl)
-    require_passed(spec, found, report)
-    return Outcome({"verification": found}, [describe_to_ollama(out, list(inputs.values[Stage.CONVERT]["files"]), expected)])
+    right = [name for name in inputs.values[Stage.CONVERT]["files"] if found[name]["passed"]]
+    outcome = Outcome({"verification": found}, [describe_to_ollama(out, right, expected)] if right else [])
+    require_passed(spec, outcome, report)
+    return outcome
 
 
 def describe_to_ollama(out: Path, names: list[str], expected: Expected) -> OutputFile:
@@ -104,9 +106,9 @@ def expect(spec: JobSpec, inputs: Inputs, base: base_models.BaseModel, source: S
     )
 
 
-def require_passed(spec: JobSpec, found: dict[str, dict[str, Any]], report: Report) -> None:
+def require_passed(spec: JobSpec, outcome: Outcome, report: Report) -> None:
     """A warning with the figures for each file that fails, then StageFailure verification_failed."""
-    failed = {name: verdict for name, verdict in found.items() if not verdict["passed"]}
+    failed = {name: verdict for name, verdict in outcome.values["verification"].items() if not verdict["passed"]}
     for name, verdict in failed.items():
         message = f"{name} is kept aside: {'; '.join(verdict['problems'])}."
         report("warning", code=FailureCode.VERIFICATION_FAILED, message=message, artifact=name, verification=verdict)
@@ -122,7 +124,7 @@ def require_passed(spec: JobSpec, found: dict[str, dict[str, Any]], report: Repo
         else "Retry the job, which makes the file again. Files that fail twice point to a tokenizer or an architecture that "
         "llama.cpp's converter gets wrong: leave gguf out of exports."
     )
-    raise StageFailure(FailureCode.VERIFICATION_FAILED, message, hint=hint, param="exports", patch=patch)
+    raise StageFailure(FailureCode.VERIFICATION_FAILED, message, hint=hint, param="exports", patch=patch, outcome=outcome)
 
 
 def patch_of(spec: JobSpec, failed: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

@@ -52,6 +52,7 @@ def test_queries_and_keys_that_are_not_permuted(job):
     failure = refuse(job)
     assert "nats per token from the merged model's" in failure.message
     assert failure.patch is None  # no other quantization would help
+    assert failure.outcome.files == []
     [warning] = [event for event in job.events("warning") if event["code"] == FailureCode.VERIFICATION_FAILED][-1:]
     assert warning["artifact"] == job.name and warning["verification"]["kl"] > 0.001 and not warning["verification"]["passed"]
 
@@ -163,9 +164,13 @@ def test_a_merged_model_with_the_adapter_in_it_twice(job):
     job.write()
     job.write_merged(times=2)
     try:
-        assert "is not the base model's weight with the adapter added once" in refuse(job).message
+        failure = refuse(job)
     finally:
         shutil.rmtree(job.folder / "merge")
+    assert "is not the base model's weight with the adapter added once" in failure.message
+    found = failure.outcome.values["verification"]
+    assert {name: verdict["passed"] for name, verdict in found.items()} == {"merged/model.safetensors": False, job.name: True}
+    assert [file.name for file in failure.outcome.files] == ["gguf/Modelfile"]
 
 
 def test_a_right_merged_model_passes(other_job):
