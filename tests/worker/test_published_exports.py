@@ -25,7 +25,7 @@ def test_a_checkpoint_ends_as_an_adapter_and_a_gguf_at_the_hub(
     source = run_job(
         client, supervised, ROWS, **shared, training=training, checkpoints={"every_steps": 2}, exports=[{"kind": "adapter"}]
     )
-    [checkpoint] = [each for each in client.get(f"/v1/jobs/{source['id']}/checkpoints").json()["data"] if each["resumable"]]
+    [_, checkpoint] = [each for each in client.get(f"/v1/jobs/{source['id']}/checkpoints").json()["data"] if each["resumable"]]
     assert client.put("/v1/secrets/hf", json={"value": "hf_writer"}).status_code == 200
     with HubServer() as hub:
         hub.enrol("hf_writer", name="me", role="write")
