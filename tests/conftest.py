@@ -19,15 +19,22 @@ from app.settings import Settings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The same examples each time, so that a change is judged by what it changes. `--hypothesis-profile default` looks for new ones.
-hypothesis.settings.register_profile("same examples", derandomize=True)
+# None fails for being slow: a machine may be busy.
+hypothesis.settings.register_profile(
+    "same examples", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("same examples")
 
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data and caches of the test's own, no hub, and nobody who listens on the broker's socket."""
+    """Data and caches of the test's own, no hub, and nobody who listens on the broker's socket.
+
+    The service's reaper makes no round unless a test asks for some: it would come at another moment on each machine.
+    """
     monkeypatch.setenv("TUNESMITH_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("TUNESMITH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TUNESMITH_REAPER_SECONDS", "3600")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 

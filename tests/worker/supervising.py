@@ -1,16 +1,20 @@
 """A supervisor on a database of its own, with stages that each test scripts."""
 
 import hashlib
+import os
+import signal
+import sqlite3
 import subprocess
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 
 from app.db import read_session, write_session
@@ -19,7 +23,7 @@ from app.jobs import stage_runs
 from app.jobs.service import resolve
 from app.jobs.spec import SPEC_VERSION, JobSpec
 from app.jobs.states import EventType, Resource, Stage
-from app.models import Blob, Event, File, Job, StageRun
+from app.models import Blob, Event, File, Job, StageRun, WebhookDelivery, now
 from app.settings import Settings
 from app.storage import Storage
 from worker.runner import Runner, work
@@ -106,6 +110,31 @@ class Supervised:
     def waiting(self) -> set[Resource]:
         with read_session(self.engine) as session:
             return set(stage_runs.waiting(session))
+
+    def expire_leases(self) -> None:
+        """As if those who hold them had not been heard of for too long."""
+        with write_session(self.engine) as session:
+            for table in (StageRun, WebhookDelivery):
+                held = update(table).where(col(table.lease_until).is_not(None))
+                session.execute(held.values(lease_until=now() - timedelta(seconds=1)))
+
+    def freeze(self, process: subprocess.Popen) -> None:
+        """Stops a child at a moment when it does not hold the database's lock: nobody else could write until it wakes."""
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            if self._can_be_written_to():
+                return
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.05)
+
+    def _can_be_written_to(self) -> bool:
+        with closing(sqlite3.connect(self.engine.url.database or "", timeout=1)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
     @contextmanager
     def session(self) -> Iterator[Session]:

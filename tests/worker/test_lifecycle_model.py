@@ -42,7 +42,7 @@ class Lifecycle(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.settings = Settings(data_dir=Path(self.folder.name), broker_url="memory://", lease_seconds=60)
+        self.settings = Settings(data_dir=Path(self.folder.name), broker_url="memory://", lease_seconds=3600)
         self.engine = make_engine(self.settings.database)
         migrate(self.engine)
         self.runner = Runner(self.engine, self.settings, Storage(self.settings.root), "wrk_model")

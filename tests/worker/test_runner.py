@@ -239,8 +239,8 @@ def test_three_deaths_in_a_row_without_a_checkpoint_end_the_job(supervised: Supe
 
 def test_cancelling_lets_the_stage_leave(supervised: Supervised) -> None:
     supervised.script("""
-        report("progress", step=1)
         with report.holding_stop():
+            report("progress", step=1)
             while not report.stop_requested:
                 time.sleep(0.02)
             report("checkpoint", step=4, bytes=1, metrics={})
@@ -257,8 +257,8 @@ def test_cancelling_lets_the_stage_leave(supervised: Supervised) -> None:
 
 def test_cancelling_a_stage_that_finishes_keeps_what_it_made_and_starts_no_other(supervised: Supervised) -> None:
     supervised.script("""
-        report("progress", step=1)
         with report.holding_stop():
+            report("progress", step=1)
             while not report.stop_requested:
                 time.sleep(0.02)
     """)
@@ -276,11 +276,11 @@ def test_cancelling_kills_a_stage_that_will_not_leave_and_all_that_it_started(
     monkeypatch.setitem(worker.runner.GRACE_SECONDS, Ending.CANCELLED, 0.5)
     supervised.script("""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(99)"
+        stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
         child.stdout.readline()
         report("progress", own=os.getpid(), child=child.pid)
-        time.sleep(99)
+        time.sleep(600)
     """)
     job_id = supervised.submit()
     with supervised.working():
@@ -292,7 +292,7 @@ def test_cancelling_kills_a_stage_that_will_not_leave_and_all_that_it_started(
 
 def test_what_a_finished_stage_leaves_running_is_killed(supervised: Supervised) -> None:
     supervised.script("""
-        values["child"] = subprocess.Popen(["sleep", "99"]).pid
+        values["child"] = subprocess.Popen(["sleep", "600"]).pid
     """)
     job_id = supervised.submit()
     supervised.work()
@@ -314,8 +314,8 @@ def test_a_job_that_is_to_be_cancelled_does_not_start_its_next_stage(supervised:
 def test_a_worker_that_leaves_gives_its_run_back(supervised: Supervised) -> None:
     supervised.script("""
         if stage == "train" and attempt == 1:
-            report("progress", step=1)
             with report.holding_stop():
+                report("progress", step=1)
                 while not report.stop_requested:
                     time.sleep(0.02)
                 (out / "checkpoints" / "step-1").mkdir(parents=True)
@@ -342,7 +342,7 @@ def test_a_run_that_was_taken_away_is_killed_and_forgotten(supervised: Supervise
         while not (inputs.models_dir / "go").exists():
             time.sleep(0.02)
         report("progress", late=True)
-        time.sleep(99)
+        time.sleep(600)
     """)
     job_id = supervised.submit()
     with supervised.working():
