@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from hub_uploads import LARGE, Account, Uploads
@@ -54,6 +55,8 @@ class Fault:
     corrupt: bool = False
     breaks: str | None = None
     retry_after: int | None = None
+    meanwhile: Callable[[], object] | None = None
+    """Called while the client waits, for as long as it takes."""
 
 
 class HubServer:
@@ -121,7 +124,7 @@ class HubServer:
         repository = self.repositories["models", name]
         return repository.commits[repository.branches["main"]]
 
-    def befall(self, pattern: str, **fault: float | str) -> None:
+    def befall(self, pattern: str, **fault: Any) -> None:
         """Adds a Fault; the oldest that matches a request is the one that happens."""
         self.faults.append(Fault(pattern, **fault))
 
@@ -179,6 +182,8 @@ class Handler(Uploads, BaseHTTPRequestHandler):
         self.hub.on_request()
         if self.fault:
             time.sleep(self.fault.seconds)
+            if self.fault.meanwhile:
+                self.fault.meanwhile()
         status = self.hub.status or (self.fault.status if self.fault else None)
         if status:
             pause = {"Retry-After": str(self.fault.retry_after)} if self.fault and self.fault.retry_after is not None else {}

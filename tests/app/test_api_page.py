@@ -175,7 +175,8 @@ def hide(text):
     text = re.sub(r'("(?:hint|reason)": )"[^"]*"', r'\1"…"', text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)", "2026-11-22T12:00:00Z", text)
     text = re.sub(r"\b1[789]\d{8}\b", "1795348800", text)
-    return re.sub(r'("(?:free_bytes|\w*_seconds|oldest\w*)": )[\d.]+', r"\g<1>0", text)
+    text = re.sub(r"Go on in \d+ seconds", "Go on in 60 seconds", text)
+    return re.sub(r'("(?:free_bytes|\w*_seconds|oldest\w*)": )[\d.e-]+', r"\g<1>0", text)
 
 
 def path_of(template, known):

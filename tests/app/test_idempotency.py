@@ -77,7 +77,7 @@ def test_a_key_has_a_rule(submit_as, key):
 
 def test_of_requests_at_once_one_is_carried_out(client, submit_as, monkeypatch):
     """All have looked before any has made its job."""
-    create, together = service.create, threading.Barrier(4, timeout=20)
+    create, together = service.create, threading.Barrier(4, timeout=100)
 
     def create_together(*arguments):
         together.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from held_port import held_port
 
 from app.db import make_engine
 from app.settings import Settings
@@ -44,15 +45,20 @@ main.main()
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def port() -> Iterator[int]:
+    with held_port() as port:
+        yield port
+
+
+@pytest.fixture
+def http(port: int) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
+        yield http
 
 
 @pytest.fixture
 def start_api(
-    settings: Settings, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, port: int, http: httpx2.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., subprocess.Popen]]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     started = []
@@ -64,7 +70,7 @@ def start_api(
         while True:
             assert started[-1].poll() is None, (tmp_path / "api.log").read_text()
             try:
-                httpx2.get(f"http://127.0.0.1:{port}/healthz")
+                http.get("/healthz")
                 return started[-1]
             except httpx2.TransportError:
                 time.sleep(0.05)
@@ -85,23 +91,25 @@ def send_half(port: int) -> socket.socket:
     return connection
 
 
-def test_an_upload_that_its_server_did_not_survive(settings: Settings, port: int, start_api: Callable) -> None:
-    url, storage = f"http://127.0.0.1:{port}", Storage(settings.root)
+def test_an_upload_that_its_server_did_not_survive(
+    settings: Settings, port: int, http: httpx2.Client, start_api: Callable
+) -> None:
+    storage = Storage(settings.root)
     api = start_api()
     with send_half(port):
         while not any(path.stat().st_size > 2**20 for path in storage.uploads()):
             time.sleep(0.01)
-        assert httpx2.get(f"{url}/v1/files").json()["data"] == []
+        assert http.get("/v1/files").json()["data"] == []
         api.kill()
         api.wait()
     (left,) = storage.uploads()
     assert 0 < left.stat().st_size < len(ROWS)
 
     start_api()
-    assert httpx2.get(f"{url}/v1/files").json()["data"] == []
+    assert http.get("/v1/files").json()["data"] == []
     assert not list(settings.root.glob("blobs/*/*"))
-    file = httpx2.post(f"{url}/v1/files", content=BODY, headers={"content-type": TYPE}).raise_for_status().json()
-    content = httpx2.get(f"{url}/v1/files/{file['id']}/content").content
+    file = http.post("/v1/files", content=BODY, headers={"content-type": TYPE}).raise_for_status().json()
+    content = http.get(f"/v1/files/{file['id']}/content").content
     assert (file["bytes"], hashlib.sha256(content).digest()) == (len(ROWS), hashlib.sha256(ROWS).digest())
 
     past = time.time() - SAFE_AGE_SECONDS - 1
@@ -112,21 +120,20 @@ def test_an_upload_that_its_server_did_not_survive(settings: Settings, port: int
     assert not left.exists()
 
 
-def test_what_a_killed_server_had_made_is_answered_by_the_next(settings: Settings, port: int, start_api: Callable) -> None:
+def test_what_a_killed_server_had_made_is_answered_by_the_next(http: httpx2.Client, start_api: Callable) -> None:
     """It dies, by a real SIGKILL, after the commit and before the answer; the client sends the same again."""
-    url = f"http://127.0.0.1:{port}/v1"
     upload = {"data": {"purpose": "fine-tune"}, "files": {"file": ("rows.jsonl", ROWS[:93])}}
     spec = {"base_model": "smollm2-135m-instruct", "dataset": {"hub": {"repo": "a/b"}}}
     for path, request in (("files", upload), ("jobs", {"json": spec})):
         mortal = start_api(["-c", MORTAL])
         with pytest.raises(httpx2.TransportError):
-            httpx2.post(f"{url}/{path}", **request, headers={"idempotency-key": path})
-        assert mortal.wait(20) == -signal.SIGKILL
+            http.post(f"/v1/{path}", **request, headers={"idempotency-key": path})
+        assert mortal.wait(120) == -signal.SIGKILL
     start_api()
     for path, request in (("files", upload), ("jobs", {"json": spec})):
-        [made] = httpx2.get(f"{url}/{path}").json()["data"]
+        [made] = http.get(f"/v1/{path}").json()["data"]
         for _ in range(2):
-            answer = httpx2.post(f"{url}/{path}", **request, headers={"idempotency-key": path}).raise_for_status()
+            answer = http.post(f"/v1/{path}", **request, headers={"idempotency-key": path}).raise_for_status()
             assert answer.json()["id"] == made["id"]
-        assert len(httpx2.get(f"{url}/{path}").json()["data"]) == 1
-        assert httpx2.post(f"{url}/{path}", **request).raise_for_status().json()["id"] != made["id"]
+        assert len(http.get(f"/v1/{path}").json()["data"]) == 1
+        assert http.post(f"/v1/{path}", **request).raise_for_status().json()["id"] != made["id"]

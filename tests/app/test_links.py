@@ -67,9 +67,9 @@ def test_a_link_opens_nothing_else(client, make_link, artifact):
 
 
 def test_a_link_ends(client, make_link, monkeypatch):
-    path = make_link(expires_in_seconds=5)["url"].removeprefix("http://127.0.0.1:8000")
+    path = make_link(expires_in_seconds=3600)["url"].removeprefix("http://127.0.0.1:8000")
     assert client.get(path).status_code == 200
-    monkeypatch.setattr(links, "now", lambda: now() + timedelta(seconds=6))
+    monkeypatch.setattr(links, "now", lambda: now() + timedelta(seconds=3601))
     answer = client.get(path)
     assert (answer.status_code, "over" in answer.json()["error"]["message"]) == (403, True)
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import psutil
 import pytest
+from held_port import held_port
 
 from app.settings import Settings
 
 ROWS = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n' * 3
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -44,12 +45,12 @@ def list_processes(root: Path) -> dict[int, str]:
 
 
 class Up:
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, port: int):
         self.root = root
         self.console = root.parent / "console.txt"
         with self.console.open("w") as console:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app.up", "--port", "0", "--data-dir", str(root)], stdout=console, stderr=console
+                [sys.executable, "-m", "app.up", "--port", str(port), "--data-dir", str(root)], stdout=console, stderr=console
             )
 
     @property
@@ -59,13 +60,16 @@ class Up:
     def call(self, path: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         request = urllib.request.Request(self.url + path, data, headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as answer:
             return answer.code, json.load(answer)
 
     def is_ready(self) -> bool:
         return self.call("/readyz")[0] == 200
+
+    def has_device(self) -> bool:
+        return any(worker["device"] for worker in self.call("/v1/workers")[1]["data"])
 
     def find(self, words: str) -> int | None:
         return next((pid for pid, command in list_processes(self.root).items() if words in command), None)
@@ -82,12 +86,13 @@ class Up:
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    service = Up(tmp_path / "data")
-    yield service
-    service.process.terminate()
-    service.process.wait(60)
-    for pid in list_processes(service.root):
-        os.kill(pid, signal.SIGKILL)
+    with held_port() as port:
+        service = Up(tmp_path / "data", port)
+        yield service
+        service.process.terminate()
+        service.process.wait(60)
+        for pid in list_processes(service.root):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_it_serves_watches_its_parts_and_leaves_nothing_behind(up: Up) -> None:
@@ -97,7 +102,7 @@ def test_it_serves_watches_its_parts_and_leaves_nothing_behind(up: Up) -> None:
     assert up.call(f"/v1/files/{file_id}/report")[1]["rows"] == 3
 
     second = subprocess.run(
-        [sys.executable, "-m", "app.up", "--port", "0", "--data-dir", str(up.root)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "app.up", "--port", "0", "--data-dir", str(up.root)], capture_output=True, text=True, timeout=120
     )
     assert second.returncode == 1
     assert f"already runs on {up.root}, as process {up.process.pid}" in second.stderr
@@ -112,15 +117,16 @@ def test_it_serves_watches_its_parts_and_leaves_nothing_behind(up: Up) -> None:
     file_id = up.upload()
     wait_until(lambda: up.call(f"/v1/files/{file_id}")[1]["status"] == "processed")
 
+    wait_until(up.has_device)  # the process that looks for it is the worker's, and goes by itself
     up.process.send_signal(signal.SIGTERM)
-    assert up.process.wait(30) == 0
+    assert up.process.wait(60) == 0
     assert list_processes(up.root) == {}
 
 
 def test_its_parts_end_when_it_is_killed(up: Up) -> None:
     wait_until(up.is_ready)
     up.process.kill()
-    wait_until(lambda: list_processes(up.root) == {}, seconds=15)
+    wait_until(lambda: list_processes(up.root) == {})
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         refused = subprocess.run(
             [sys.executable, "-m", "app.up", "--port", port, "--data-dir", str(tmp_path / "data")],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True, text=True, timeout=120,
         )  # fmt: skip
     assert refused.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr and "--port" in refused.stderr
@@ -137,7 +143,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_an_api_that_cannot_start_says_why(tmp_path: Path) -> None:
     refused = subprocess.run(
         [sys.executable, "-m", "app.up", "--port", "0", "--data-dir", str(tmp_path / "data"), "--host", "0.0.0.0"],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert refused.returncode == 1
     assert "TUNESMITH_BOOTSTRAP_KEY" in refused.stderr

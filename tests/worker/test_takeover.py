@@ -19,7 +19,7 @@ from app.models import Worker
 from worker.leftovers import MARK, RECORD, end_group, write_record
 from worker.takeover import presence, take_over
 
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 @pytest.fixture

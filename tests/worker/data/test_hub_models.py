@@ -29,6 +29,8 @@ def answer(name, revision=None, token=None):
     reports = []
     def report(kind, **data):
         reports.append([kind, data.get("code"), data.get("message")])
+        with open(sys.argv[1] + ".reports", "a") as file:
+            print(data.get("message"), file=file)
     try:
         model = fetch(
             name, revision, cache_dir=Path(sys.argv[1]), models_dir=None, token=token, ask_access=True, report=report
@@ -97,8 +99,10 @@ def test_a_hub_that_stays_ill_is_unavailable(hub, fetch):
 
 def test_an_answer_that_takes_too_long_is_asked_for_again(hub, fetch):
     hub.add("models", "org/tiny", MODEL)
-    hub.befall("GET /content", seconds=3)
-    assert content_of(fetch("org/tiny", HF_HUB_DOWNLOAD_TIMEOUT="1")) == MODEL
+    again = threading.Event()
+    hub.befall("GET /content", meanwhile=again.wait)
+    hub.befall("GET /content", meanwhile=again.set)
+    assert content_of(fetch("org/tiny", HF_HUB_DOWNLOAD_TIMEOUT="2")) == MODEL
 
 
 def test_a_body_that_breaks_off_goes_on_where_it_broke(hub, fetch):
@@ -110,11 +114,10 @@ def test_a_body_that_breaks_off_goes_on_where_it_broke(hub, fetch):
 
 def test_a_download_that_was_killed_keeps_the_files_that_had_arrived(hub, start, fetch, tmp_path):
     hub.add("models", "org/tiny", MODEL)
-    hub.befall("GET /content", seconds=30)
-    waiting = threading.Event()
-    hub.on_request = lambda: hub.requests[-1].startswith("GET /content") and waiting.set()
+    waiting, gone = threading.Event(), threading.Event()
+    hub.befall("GET /content", meanwhile=lambda: (waiting.set(), gone.wait()))
     process = start(["org/tiny"])
-    assert waiting.wait(60)
+    assert waiting.wait(120)
     [part] = (tmp_path / "cache").rglob("*.part")
     while not any(part.rglob("tokenizer.json.metadata")):  # with it, the hub's client knows the file again
         assert process.poll() is None
@@ -136,9 +139,17 @@ def test_a_file_that_arrives_damaged_is_fetched_again(hub, fetch):
     assert messages(answer, "arrived damaged. Trying again")
 
 
-def test_jobs_that_start_together_share_one_download(hub, start):
+def test_jobs_that_start_together_share_one_download(hub, start, tmp_path):
+    """The second finds the first at it: that one has its answer when the other has said that it waits."""
     commit = hub.add("models", "org/tiny", MODEL)
-    hub.befall("GET /content", seconds=1)
+
+    def let_the_other_come():
+        deadline = time.monotonic() + 120
+        while "Waiting for another process" not in (tmp_path / "cache.reports").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    hub.befall("GET /content", meanwhile=let_the_other_come)
     processes = [start(["org/tiny"]) for _ in range(2)]
     answers = [answers_of(process)[0] for process in processes]
     assert [answer["revision"] for answer in answers] == [commit] * 2

@@ -184,13 +184,12 @@ def describe(path):
 files = [describe(path) for path in sorted(folder.iterdir())]
 push(Target(0, "me/tuned"), files, sys.argv[2], lambda *_, **__: None, private=True, message="Publish")
 """
-    second = threading.Event()
-    hub.befall("PUT /content/upload", seconds=0)
-    hub.befall("PUT /content/upload", seconds=30)
-    hub.on_request = lambda: len(uploads(hub)) == 2 and second.set()
+    second, gone = threading.Event(), threading.Event()
+    hub.befall("PUT /content/upload")
+    hub.befall("PUT /content/upload", meanwhile=lambda: (second.set(), gone.wait()))
     folder = Path(files[0].content).parent
     process = subprocess.Popen([sys.executable, "-c", program, str(folder), TOKEN], env=os.environ | hub.environment)
-    assert second.wait(60)
+    assert second.wait(120)
     process.kill()
     process.wait()
     hub.faults.clear()

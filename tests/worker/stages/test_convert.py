@@ -240,7 +240,7 @@ def test_the_converter_ends_with_its_stage(model, tmp_path, ending):
     child = psutil.Process(int(note.read_text()))
     assert os.getpgid(child.pid) == os.getpgid(stage.pid)
     stage.send_signal(ending)
-    stage.wait(20)
+    stage.wait(120)
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     if ending == signal.SIGTERM:
         assert json.loads((attempt / "result.json").read_text())["status"] == "stopped"

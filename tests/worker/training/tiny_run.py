@@ -129,6 +129,6 @@ def start(spec: JobSpec, inputs: Inputs, attempt: Path) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, attempt: Path) -> dict[str, Any]:
     """The stage's result."""
-    process.wait(timeout=200)
+    process.wait(timeout=280)
     assert (attempt / "result.json").exists(), (attempt / "log.txt").read_text()[-3000:]
     return json.loads((attempt / "result.json").read_text())
