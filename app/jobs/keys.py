@@ -11,7 +11,7 @@ from typing import Any
 from app.jobs.spec import plan
 from app.jobs.states import Stage
 
-CODE_VERSIONS = dict.fromkeys(Stage, 1)
+CODE_VERSIONS = dict.fromkeys(Stage, 1) | {Stage.CONVERT: 2}
 """Raise a stage's number when it makes something else out of the same inputs."""
 
 NEVER_READ = {

@@ -229,9 +229,7 @@ def plan(spec: dict[str, Any]) -> list[Stage]:
     if "merged" in kinds:
         stages.append(Stage.MERGE)
     if kinds & {"gguf", "lora_gguf"}:
-        stages.append(Stage.CONVERT)
-    if "gguf" in kinds:
-        stages.append(Stage.VERIFY)
+        stages += [Stage.CONVERT, Stage.VERIFY]
     if spec["publish"]:
         stages.append(Stage.PUBLISH)
     return stages

@@ -17,6 +17,8 @@ SCRIPT = """
             values |= {"plan_sha256": "3" * 64, "train": {"adapter": "a", "from_checkpoint": {"adapter_sha256": "4" * 64}}}
     if stage == "convert":
         values |= {"versions": {"xllamacpp": "2026.10"}}
+    if stage == "verify":
+        values |= {"verification": {}}
     if stage == "train":
         folder = out / "checkpoints" / "step-000004"
         folder.mkdir(parents=True)
@@ -56,7 +58,7 @@ def test_the_receipt_tells_how_they_were_made(supervised: Supervised, client: Te
     assert receipt["lineage"]["dataset"]["sha256"] == data.blob_sha256
     assert receipt["lineage"]["dataset"]["data_plan_sha256"] == "2" * 64
     assert receipt["versions"] == {"tunesmith": version("tunesmith"), "torch": "2.13.0", "xllamacpp": "2026.10"}
-    assert [stage["name"] for stage in receipt["stages"]] == [Stage.PREPARE, Stage.TRAIN, Stage.CONVERT]
+    assert [stage["name"] for stage in receipt["stages"]] == [Stage.PREPARE, Stage.TRAIN, Stage.CONVERT, Stage.VERIFY]
     assert all(stage["duration_seconds"] > 0 and stage["peak_host_bytes"] for stage in receipt["stages"])
 
 

@@ -32,6 +32,17 @@ def kind_for(export: GgufExport, merger: Merger) -> str:
     return merger.dtype.lower() if export.quantization in MIXTURES else export.quantization
 
 
+def exact(merger: Merger) -> GgufExport:
+    """One that loses nothing of the weights."""
+    return GgufExport.model_validate({"quantization": merger.dtype.lower()})
+
+
+def find_most_exact(exports: list[GgufExport]) -> int:
+    """Which of them loses least."""
+    order = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+    return min(range(len(exports)), key=lambda place: order.index(exports[place].quantization))
+
+
 def load_kernels(exports: list[GgufExport]) -> None:
     """In a thread of its own, for the time in which the converter thinks."""
     kinds = [kind for export in exports for kind in KERNELS.get(export.quantization, [])]

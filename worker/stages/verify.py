@@ -15,6 +15,7 @@ from worker.data import base_models
 from worker.data.encoded_sets import make_encoder
 from worker.exports.modelfile import write_modelfile
 from worker.stages import Inputs, Outcome, OutputFile, Report, StageFailure
+from worker.verification.adapter_file import verify_adapter
 from worker.verification.chats import collect_chats, find_stop
 from worker.verification.gguf_file import Expected, verify_file
 from worker.verification.llama import count_threads
@@ -42,10 +43,14 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
         report("progress", message="Verifying the merged model")
         found |= verify_merged(inputs, source)
     expected = expect(spec, inputs, base, source, report)
-    for name in inputs.values[Stage.CONVERT]["files"]:
+    made, folder = inputs.values[Stage.CONVERT], inputs.folders[Stage.CONVERT]
+    for name in made["files"]:
         report("progress", message=f"Verifying {name}")
-        found[name] = verify_file(inputs.folders[Stage.CONVERT] / name, expected, inputs.most_kl)
-    right = [name for name in inputs.values[Stage.CONVERT]["files"] if found[name]["passed"]]
+        found[name] = verify_file(folder / name, expected, inputs.most_kl)
+    for name in made["adapters"]:
+        report("progress", message=f"Verifying {name}")
+        found[name] = verify_adapter(folder / name, folder / made["carrier"], expected, inputs.most_kl)
+    right = [name for name in made["files"] if found[name]["passed"]]
     outcome = Outcome({"verification": found}, [describe_to_ollama(out, right, expected)] if right else [])
     require_passed(spec, outcome, report)
     return outcome

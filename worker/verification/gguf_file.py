@@ -60,7 +60,7 @@ def verify_file(path: Path, expected: Expected, limits: dict[str, float]) -> dic
     except CannotLoad:
         problems.append("llama.cpp cannot load it: it is cut off, or not a file that llama.cpp knows")
     if divergence:
-        problems += check_divergence(divergence, limits[kind], is_old=kind in OLD)
+        problems += check_divergence(divergence, limits[kind], kind)
     return describe(divergence) | {
         "method": "llama.cpp",
         "most_kl": limits[kind],
@@ -84,15 +84,20 @@ def kind_of(path: Path) -> str:
     return main if main in OLD else asked
 
 
-def check_divergence(found: Divergence, most_kl: float, *, is_old: bool) -> Iterator[str]:
-    """What is wrong, in sentences. An adapter that the quantization drowns is not told from a fault, and passes."""
+def check_divergence(found: Divergence, most_kl: float, kind: str) -> Iterator[str]:
+    """What is wrong, in sentences."""
     if not found.kl <= most_kl:
         yield f"its probabilities are {found.kl:.4g} nats per token from the merged model's, and at most {most_kl:g} is allowed"
-    if found.adapter is not None and found.adapter_error is not None and found.adapter_share is not None:
-        surely = abs(found.adapter - 1) - CERTAINTY * found.adapter_error
-        least_share = LEAST_SHARE_OF_OLD if is_old else LEAST_SHARE
-        if surely > MOST_EXCESS and found.adapter_share >= least_share:
-            yield f"it seems to have the adapter in it {found.adapter:.2f} times, not once"
+    if is_surely_off(found, kind):
+        yield f"it seems to have the adapter in it {found.adapter:.2f} times, not once"
+
+
+def is_surely_off(found: Divergence, kind: str) -> bool:
+    """Whether the adapter counts for something else than once. One that the quantization drowns is not told from a fault."""
+    if found.adapter is None or found.adapter_error is None or found.adapter_share is None:
+        return False
+    surely = abs(found.adapter - 1) - CERTAINTY * found.adapter_error
+    return surely > MOST_EXCESS and found.adapter_share >= (LEAST_SHARE_OF_OLD if kind in OLD else LEAST_SHARE)
 
 
 def describe(divergence: Divergence | None) -> dict[str, Any]:

@@ -73,6 +73,8 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "llama_decode": (ctypes.c_int32, [Pointer, Batch]),
     "llama_get_logits": (Pointer, [Pointer]),
     "llama_free": (None, [Pointer]),
+    "llama_adapter_lora_init": (Pointer, [Pointer, ctypes.c_char_p]),
+    "llama_set_adapters_lora": (ctypes.c_int32, [Pointer, Pointer, ctypes.c_size_t, Pointer]),
 }
 
 
@@ -175,3 +177,24 @@ class Llama:
             raise RuntimeError(f"llama.cpp could not compute {len(tokens)} tokens: {status}")
         address = ctypes.cast(self._library.llama_get_logits(context), ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(address, (len(tokens), self.tokens))
+
+
+class Adapted(Llama):
+    """A model with an adapter on it that counts `times` as much as it was trained to; -1 takes away what was merged."""
+
+    def __init__(self, path: Path, adapter: Path, times: float = 1.0):
+        """CannotLoad also for an adapter that llama.cpp refuses, or that is not for this model."""
+        super().__init__(path)
+        self._times = times
+        self._adapter = self._library.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not self._adapter:
+            self.close()
+            raise CannotLoad(f"llama.cpp cannot load {adapter.name}")
+
+    def _open(self, longest: int) -> int:
+        context = super()._open(longest)
+        adapters, times = (Pointer * 1)(self._adapter), (ctypes.c_float * 1)(self._times)
+        if status := self._library.llama_set_adapters_lora(context, adapters, 1, times):
+            self._library.llama_free(context)
+            raise RuntimeError(f"llama.cpp could not use the adapter: {status}")
+        return context

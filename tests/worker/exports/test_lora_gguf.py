@@ -1,6 +1,5 @@
 """The adapter alone as a GGUF: its tensors, and what llama.cpp makes of it on the base model's file."""
 
-import ctypes
 import shutil
 from pathlib import Path
 
@@ -16,29 +15,11 @@ from app.jobs.spec import JobSpec
 from worker.data.gguf_weights import read_gguf
 from worker.stages import Report
 from worker.stages.convert import run as convert
-from worker.verification.llama import Llama, Pointer
+from worker.verification.llama import Adapted, Llama
 
 HEADS = {"attn_q": 4, "attn_k": 2}
 PARTS = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}
 PARTS |= {"attn_output": "self_attn.o_proj"} | {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
-
-
-class Adapted(Llama):
-    """A model in llama.cpp with an adapter on it, as with `--lora`."""
-
-    def __init__(self, path: Path, adapter: Path):
-        super().__init__(path)
-        load = self._library.llama_adapter_lora_init
-        load.restype, load.argtypes = Pointer, [Pointer, ctypes.c_char_p]
-        self._adapter = load(self._model, str(adapter).encode())
-        assert self._adapter
-
-    def _open(self, longest: int) -> int:
-        context = super()._open(longest)
-        put = self._library.llama_set_adapters_lora
-        put.argtypes = [Pointer, Pointer, ctypes.c_size_t, Pointer]
-        assert put(context, (Pointer * 1)(self._adapter), 1, (ctypes.c_float * 1)(1.0)) == 0
-        return context
 
 
 def interleave(matrix: np.ndarray, part: str) -> np.ndarray:

@@ -41,4 +41,4 @@ def test_the_limit_is_that_of_the_type_that_most_weights_are_of(tmp_path, name, 
 )
 def test_an_old_type_that_leans_to_what_was_trained_is_no_adapter_too_many(adapter, share, is_old, is_wrong):
     found = Divergence(**FIGURES, adapter=adapter, adapter_share=share)
-    assert bool(list(check_divergence(found, 0.1, is_old=is_old))) is is_wrong
+    assert bool(list(check_divergence(found, 0.1, "q5_1" if is_old else "q5_k_m"))) is is_wrong

@@ -159,6 +159,26 @@ def write_gguf(path: Path, base: Path, planted: Planted) -> None:
     writer.close()
 
 
+def write_lora_gguf(path: Path, adapter: Path, *, alpha: float = ALPHA, permutes: bool = True, lost: str | None = None) -> None:
+    """`lost` is the part whose factors are left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for name, factor in load_file(adapter / "adapter_model.safetensors").items():
+        module, _, half = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        array = factor.numpy()
+        if permutes and half == "B" and module.endswith(("q_proj", "k_proj")):
+            array = permute(array, HEADS if module.endswith("q_proj") else KV_HEADS)
+        if lost is None or not module.endswith(lost):
+            writer.add_tensor(f"{gguf_name(f'{module}.weight')}.lora_{half.lower()}", np.ascontiguousarray(array, np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     add: dict[type, Callable] = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     add.get(type(value), writer.add_array if isinstance(value, list) else writer.add_string)(key, value)
@@ -180,6 +200,7 @@ class TinyJob:
         self.base = save_base(folder / "models" / "tiny", **tokenizer)
         self.adapter = save_adapter(folder / "train" / "adapter", self.base, std=std)
         self.gguf = folder / "convert" / "gguf" / f"{TITLE}-f16.gguf"
+        self.lora = folder / "convert" / "lora_gguf" / f"{TITLE}-lora-f16.gguf"
         self.spec = JobSpec.model_validate(
             {"base_model": "tiny", "dataset": {"file": "file-1"}, "exports": [{"kind": "gguf", "quantization": "f16"}]}
         )
@@ -220,7 +241,11 @@ class TinyJob:
             folders={name: folder for name, folder in folders.items() if folder.exists()},
             values={
                 "prepare": {"base_model": {"revision": None}, "format": self.form},
-                "convert": {"files": [f"gguf/{self.gguf.name}"]},
+                "convert": {
+                    "files": [self.name],
+                    "adapters": [self.lora_name] if self.lora.exists() else [],
+                    "carrier": self.name,
+                },
             },
             most_kl={"f16": most_kl},
         )
@@ -233,3 +258,7 @@ class TinyJob:
     @property
     def name(self) -> str:
         return f"gguf/{self.gguf.name}"
+
+    @property
+    def lora_name(self) -> str:
+        return f"lora_gguf/{self.lora.name}"
