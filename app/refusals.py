@@ -4,8 +4,8 @@ hide from `tests/test_fuzz.py` what nobody thought of."""
 from collections.abc import Iterable
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from app.error_handlers import ERROR_CONTENT, refuse_with_400
 from app.keys.scopes import find_scope
@@ -27,16 +27,24 @@ DESCRIPTIONS = {
 }
 
 
-def document(schema: dict[str, Any], routers: Iterable[APIRouter]) -> None:
+def announce(routes: Iterable[BaseRoute]) -> None:
+    """Keeps a place for them in the schema that FastAPI will make."""
+    for route in documented(routes):
+        route.responses.setdefault(WILDCARD, {})
+
+
+def document(schema: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
     """Puts them into the schema, in the place of the wildcard."""
     answers = {str(status): {"description": text, "content": ERROR_CONTENT} for status, text in DESCRIPTIONS.items()}
     schema["components"]["responses"] = answers
-    for router in routers:
-        for route in router.routes:
-            if isinstance(route, APIRoute) and route.include_in_schema:
-                for method in route.methods or ():
-                    operation = schema["paths"][route.path_format][method.lower()]
-                    add_refusals(operation["responses"], find_statuses(method, route))
+    for route in documented(routes):
+        for method in route.methods or ():
+            operation = schema["paths"][route.path_format][method.lower()]
+            add_refusals(operation["responses"], find_statuses(method, route))
+
+
+def documented(routes: Iterable[BaseRoute]) -> list[APIRoute]:
+    return [route for route in routes if isinstance(route, APIRoute) and route.include_in_schema]
 
 
 def add_refusals(responses: dict[str, Any], statuses: set[int]) -> None:
