@@ -12,18 +12,19 @@ from app.jobs.states import HELD, EventType, FailureCode, JobStatus, StageStatus
 from app.models import Artifact, Event, Job, StageRun
 
 ARTIFACT, BLOB = (SQLModel.metadata.tables[name] for name in ("artifact", "blob"))
-OF_JOBS = (
-    sqlalchemy.select(ARTIFACT, BLOB.c.bytes)
-    .join(BLOB)
-    .where(ARTIFACT.c.job_id.in_(bindparam("job_ids", expanding=True)))
-    .order_by(ARTIFACT.c.name)
-)
-"""Built once: every look at a job asks it."""
+LISTED = sqlalchemy.select(ARTIFACT, BLOB.c.bytes).join(BLOB).order_by(ARTIFACT.c.name)
+OF_JOBS = LISTED.where(ARTIFACT.c.job_id.in_(bindparam("job_ids", expanding=True)))
+OF_JOB = LISTED.where(ARTIFACT.c.job_id == bindparam("job_id"))
+"""Built once: every look at a job asks one of them."""
 
 
 def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, int]]:
     """The artifacts of some jobs with their sizes, by name; to be read only."""
-    return [(row, row.bytes) for row in read_rows(session, OF_JOBS, job_ids=job_ids)]
+    if len(job_ids) == 1:
+        found = read_rows(session, OF_JOB, job_id=next(iter(job_ids)))
+    else:
+        found = read_rows(session, OF_JOBS, job_ids=job_ids)
+    return [(row, row.bytes) for row in found]
 
 
 def get(session: Session, job_id: str, name: str) -> Artifact:

@@ -10,8 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Select, bindparam, func, true, tuple_, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import Select, bindparam, case, func, true, tuple_, update
 from sqlmodel import Session, SQLModel, col, select
 
 from app.db import read_rows
@@ -154,41 +153,35 @@ def waiting(session: Session) -> dict[Resource, int]:
     return {Resource(resource): count for resource, count in session.exec(statement)}
 
 
-def _positions() -> Select[Any]:
-    number = func.row_number().over(partition_by=col(StageRun.resource), order_by=_in_order())
-    queued = select(StageRun.job_id, number.label("position")).join(Job, isouter=True)
-    positions = queued.where(StageRun.status == StageStatus.QUEUED).subquery()
-    return select(positions.c.job_id, positions.c.position).where(positions.c.job_id.in_(bindparam("job_ids", expanding=True)))
+RUN, JOB = (SQLModel.metadata.tables[name] for name in ("stage_run", "job"))
+SHOWN = [column for column in RUN.c if column.name not in ("outputs", "overrides")]
 
 
-def _position() -> Select[Any]:
-    """Of one job by counting those before it, which costs a fourth of numbering all that wait."""
-    run, job, other, its_job = aliased(StageRun), aliased(Job), aliased(StageRun), aliased(Job)
+def _numbered() -> Select[Any]:
+    """Runs of some jobs with their places in the queues, by numbering all that wait."""
+    place = func.row_number().over(partition_by=col(StageRun.resource), order_by=_in_order()).label("place")
+    queued = select(StageRun.id, place).join(Job, isouter=True).where(StageRun.status == StageStatus.QUEUED).subquery()
+    runs = sqlalchemy.select(*SHOWN, queued.c.place).outerjoin(queued, RUN.c.id == queued.c.id)
+    return runs.where(RUN.c.job_id.in_(bindparam("job_ids", expanding=True))).order_by(RUN.c.attempt)
+
+
+def _counted() -> Select[Any]:
+    """Those of one job, by counting those before it, which costs a fourth."""
+    other, its_job = RUN.alias(), JOB.alias()
     orders = [
-        tuple_(-func.coalesce(of.priority, 0), func.coalesce(of.created_at, one.created_at), one.created_at, one.id)
-        for one, of in ((run, job), (other, its_job))
+        tuple_(-func.coalesce(job.c.priority, 0), func.coalesce(job.c.created_at, run.c.created_at), run.c.created_at, run.c.id)
+        for run, job in ((other, its_job), (RUN, JOB))
     ]
-    before = select(func.count()).select_from(other).join(its_job, col(other.job_id) == col(its_job.id), isouter=True)
-    before = before.where(other.status == StageStatus.QUEUED, other.resource == run.resource, orders[1] <= orders[0])
-    position = before.correlate(run, job).scalar_subquery().label("position")
-    own = (col(run.job_id) == bindparam("job_id"), col(run.status) == StageStatus.QUEUED)
-    return sqlalchemy.select(col(run.job_id), position).join(job, col(run.job_id) == col(job.id)).where(*own)
+    before = sqlalchemy.select(func.count()).select_from(other.outerjoin(its_job)).correlate(RUN, JOB)
+    before = before.where(other.c.status == StageStatus.QUEUED, other.c.resource == RUN.c.resource, orders[0] <= orders[1])
+    place = case((RUN.c.status == StageStatus.QUEUED, before.scalar_subquery())).label("place")
+    runs = sqlalchemy.select(*SHOWN, place).join_from(RUN, JOB)
+    return runs.where(RUN.c.job_id == bindparam("job_id")).order_by(RUN.c.attempt)
 
 
-POSITIONS, POSITION = _positions(), _position()
-RUN = SQLModel.metadata.tables["stage_run"].c
-SHOWN = [column for column in RUN if column.name not in ("outputs", "overrides")]
-OF_JOBS = sqlalchemy.select(*SHOWN).where(RUN.job_id.in_(bindparam("job_ids", expanding=True))).order_by(RUN.attempt)
-"""Built once, as `POSITIONS` is: every look at a job asks these."""
-
-
-def queue_positions(session: Session, job_ids: Collection[str]) -> dict[str, int]:
-    """1 for the job whose stage is claimed next by a worker of its kind; jobs that do not wait are left out."""
-    if len(job_ids) == 1:
-        found = read_rows(session, POSITION, job_id=next(iter(job_ids)))
-    else:
-        found = read_rows(session, POSITIONS, job_ids=job_ids)
-    return {row.job_id: row.position for row in found}
+ORDER = {stage: number for number, stage in enumerate(Stage)}
+OF_JOBS, OF_JOB = _numbered(), _counted()
+"""Built once: every look at a job asks one of them."""
 
 
 def cancel_waiting(session: Session, job: Job) -> bool:
@@ -218,14 +211,17 @@ def inspections(session: Session, file_id: str) -> list[StageRun]:
     return list(session.exec(select(StageRun).where(StageRun.file_id == file_id)))
 
 
-def newest_by_stage(session: Session, job_ids: Collection[str]) -> dict[str, list[StageRun]]:
-    """By job id: the newest attempt of each stage that was ever queued, in the order of the stages; to be read only,
-    and without its outputs."""
-    places = list(Stage)
-    newest: dict[str, dict[Stage, StageRun]] = {}
-    for run in read_rows(session, OF_JOBS, job_ids=job_ids):
+def newest_by_stage(session: Session, job_ids: Collection[str]) -> dict[str, list[Any]]:
+    """By job id: the newest attempt of each stage that was ever queued, in the order of the stages; to be read only, and
+    without its outputs. `place` is 1 for that which a worker of its kind claims next, and None for what does not wait."""
+    if len(job_ids) == 1:
+        found = read_rows(session, OF_JOB, job_id=next(iter(job_ids)))
+    else:
+        found = read_rows(session, OF_JOBS, job_ids=job_ids)
+    newest: dict[str, dict[Stage, Any]] = {}
+    for run in found:
         newest.setdefault(run.job_id, {})[run.stage] = run
-    return {job_id: sorted(runs.values(), key=lambda run: places.index(run.stage)) for job_id, runs in newest.items()}
+    return {job_id: sorted(runs.values(), key=lambda run: ORDER[run.stage]) for job_id, runs in newest.items()}
 
 
 def find_of_file(session: Session, file: File, stage: Stage, key: str | None = None) -> StageRun | None:

@@ -56,14 +56,18 @@ def test_priority_comes_before_age_and_age_is_the_jobs(engine: Engine) -> None:
     urgent, [urgent_run] = add_job(engine, Stage.PREPARE, priority=5)
     add_job(engine, Stage.TRAIN, priority=9)
     with read_session(engine) as session:
-        assert stage_runs.queue_positions(session, [young.id, old.id, urgent.id]) == {young.id: 3, old.id: 2, urgent.id: 1}
-        assert [stage_runs.queue_positions(session, [job.id])[job.id] for job in (young, old, urgent)] == [3, 2, 1]
+        together = stage_runs.newest_by_stage(session, [young.id, old.id, urgent.id])
+        for job, place in ((young, 3), (old, 2), (urgent, 1)):
+            assert [run.place for run in together[job.id]] == [place]
+            assert [run.place for run in stage_runs.newest_by_stage(session, [job.id])[job.id]] == [place]
         assert stage_runs.waiting(session) == {Resource.CPU: 3, Resource.GPU: 1}
     claims = [claim(engine) for _ in range(3)]
     assert [run.id for run in claims if run] == [urgent_run.id, old_run.id, young_run.id]
     assert claim(engine) is None
     with read_session(engine) as session:
-        assert stage_runs.queue_positions(session, [young.id, old.id, urgent.id]) == {}
+        together = stage_runs.newest_by_stage(session, [young.id, old.id, urgent.id])
+        assert [run.place for [run] in together.values()] == [None] * 3
+        assert stage_runs.newest_by_stage(session, [young.id])[young.id][0].place is None
 
 
 def test_a_run_that_was_taken_back_hears_no_more_from_its_worker(engine: Engine) -> None:
