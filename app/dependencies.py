@@ -5,6 +5,7 @@ calls anything else in a thread, which costs more than the look.
 """
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -42,9 +43,18 @@ async def get_storage(request: Request) -> Storage:
     return request.app.state.storage
 
 
-async def get_base_url(request: Request) -> str:
+def base_url_of(request: Request) -> str:
     """What absolute URLs begin with, without a slash at the end."""
     return (request.app.state.settings.public_url or str(request.base_url)).rstrip("/")
+
+
+async def get_base_url(request: Request) -> str:
+    return base_url_of(request)
+
+
+def reading(request: Request) -> AbstractContextManager[Session]:
+    """`ReadSession` for what is asked often: no dependency to solve, opened and closed in the endpoint's own thread."""
+    return read_session(request.app.state.engine, request.state.principal.tenant_id)
 
 
 def get_once(request: Request, key: IdempotencyKey = None) -> Once:
@@ -61,7 +71,7 @@ async def get_principal(request: Request) -> Principal:
 
 
 async def open_read_session(request: Request) -> AsyncIterator[Session]:
-    with read_session(request.app.state.engine, request.state.principal.tenant_id) as session:
+    with reading(request) as session:
         yield session
 
 

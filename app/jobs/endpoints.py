@@ -7,7 +7,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError, WithJsonSchema
 
 from app import blobs
-from app.dependencies import BaseUrl, EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import (
+    BaseUrl,
+    EngineDep,
+    OnceDep,
+    ReadSession,
+    SettingsDep,
+    StorageDep,
+    WriteSession,
+    base_url_of,
+    reading,
+)
 from app.jobs import repository, schemas, service
 from app.jobs.presentation import present, present_all
 from app.jobs.spec import JobSpec
@@ -65,8 +75,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=schemas.Job)
-def get_job(job_id: str, session: ReadSession, base_url: BaseUrl) -> Response:
-    return answer(present(session, repository.look(session, job_id), base_url))
+def get_job(job_id: str, request: Request) -> Response:
+    with reading(request) as session:
+        return answer(present(session, repository.look(session, job_id), base_url_of(request)))
 
 
 @router.post("/{job_id}/cancel", status_code=202)
