@@ -52,15 +52,10 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer_full_disk)
 
 
-async def refuse_with_400(request: Request) -> None:
-    """A dependency of the routes that have OpenAI's shape: what is 422 elsewhere is 400 there."""
-    request.state.refusal_status = 400
-
-
 def render(error: TunesmithError, request: Request | None = None) -> JSONResponse:
     status = error.status
     if status == InvalidSpec.status and request is not None:
-        status = getattr(request.state, "refusal_status", status)
+        status = getattr(request.scope.get("route"), "refusal_status", status)
     return JSONResponse(error.to_json(), status_code=status, headers=error.headers)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from app.error_handlers import ERROR_CONTENT, refuse_with_400
+from app.error_handlers import ERROR_CONTENT
 from app.keys.scopes import find_scope
+from app.strictness import OpenAIRoute
 
 WILDCARD = "4XX"
 """With this FastAPI documents no 422 of its own."""
@@ -57,7 +58,7 @@ def find_statuses(method: str, route: APIRoute) -> set[int]:
     statuses = {400, 403, 500}
     if find_scope(method, route.path_format) is not None:
         statuses |= {401, 429}
-    if all(dependency.dependency is not refuse_with_400 for dependency in route.dependencies):
+    if not isinstance(route, OpenAIRoute):
         statuses.add(422)
     if "{" in route.path_format:
         statuses |= {404, 405}

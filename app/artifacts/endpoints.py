@@ -1,6 +1,6 @@
 """/v1/jobs/{job_id}/artifacts: what a job made, the files themselves, and many of them as one."""
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app.artifacts import links, repository
 from app.artifacts.archive import Archive
@@ -9,10 +9,10 @@ from app.dependencies import BaseUrl, EngineDep, ReadSession, SettingsDep, Stora
 from app.downloads import PARTS, UNCHANGED, send_archive, send_blob
 from app.jobs import repository as jobs
 from app.pagination import Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import StrictRoute
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"], dependencies=[Depends(refuse_unknown_query)])
-link_router = APIRouter(prefix="/v1/links", tags=["artifacts"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"], route_class=StrictRoute)
+link_router = APIRouter(prefix="/v1/links", tags=["artifacts"], route_class=StrictRoute)
 
 
 @router.get("/artifacts")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Respons
 
 from app.dependencies import Caller, EngineDep, OnceDep, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.downloads import PARTS, send_blob
-from app.error_handlers import ERROR_CONTENT, refuse_with_400
+from app.error_handlers import ERROR_CONTENT
 from app.files import repository, service, tokenised
 from app.files.multipart import Form, receive
 from app.files.schemas import DeletedFile, File, Upload
@@ -17,12 +17,12 @@ from app.jobs import stage_runs
 from app.jobs.states import Stage
 from app.models import StageRun
 from app.pagination import After, Limit, Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import OpenAIRoute, StrictRoute
 
 MAX_LIMIT = 10_000
 
-router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)])
-native_router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=OpenAIRoute)
+native_router = APIRouter(prefix="/v1/files", tags=["files"], route_class=StrictRoute)
 
 PENDING: dict[int | str, dict[str, Any]] = {
     202: {"description": "A worker has not made it yet."},

@@ -23,9 +23,9 @@ from app.jobs.presentation import present, present_all
 from app.jobs.spec import JobSpec
 from app.jobs.states import JobStatus
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import StrictRoute
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 LABEL_QUERY = {
     "name": "label.{key}",

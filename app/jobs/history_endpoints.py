@@ -14,9 +14,9 @@ from app.jobs.presentation import load_checkpoints, load_points, load_report, sh
 from app.jobs.states import Stage
 from app.jobs.stream import Feeds, stream_events
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import StrictRoute
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], route_class=StrictRoute)
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 

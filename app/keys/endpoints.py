@@ -1,14 +1,14 @@
 """/v1/keys: who may call, made and revoked by administrators."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app.dependencies import Caller, KeyringDep, ReadSession, WriteSession
 from app.errors import Forbidden
 from app.keys import schemas, service
 from app.pagination import Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import StrictRoute
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=StrictRoute)
 
 
 @router.post("", status_code=201)

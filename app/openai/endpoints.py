@@ -6,20 +6,15 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request
 
 from app.dependencies import OnceDep, ReadSession, SettingsDep, WriteSession
-from app.error_handlers import refuse_with_400
 from app.errors import InvalidSpec
 from app.jobs import repository, service
 from app.models import Job
 from app.openai import presentation, schemas
 from app.openai.request import FineTuningRequest, in_their_names, to_spec
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import OpenAIRoute
 
-router = APIRouter(
-    prefix="/v1/fine_tuning/jobs",
-    tags=["openai"],
-    dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)],
-)
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["openai"], route_class=OpenAIRoute)
 
 METADATA_QUERY = {
     "name": "metadata[{key}]",

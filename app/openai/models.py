@@ -1,11 +1,10 @@
 """/v1/models in OpenAI's shape: what a job's `base_model` can name without the hub, and what jobs have made."""
 
-from fastapi import APIRouter, BackgroundTasks, Depends
+from fastapi import APIRouter, BackgroundTasks
 from sqlmodel import Session
 
 from app.base_models import catalog
 from app.dependencies import EngineDep, ReadSession, SettingsDep, StorageDep, WriteSession
-from app.error_handlers import refuse_with_400
 from app.errors import Forbidden, NotFound
 from app.jobs import repository, service
 from app.jobs.spec import BUILT_IN_MODEL
@@ -14,12 +13,12 @@ from app.openai.presentation import name_model
 from app.openai.schemas import DeletedModel, Model
 from app.pagination import Page, make_page
 from app.settings import Settings
-from app.strictness import refuse_unknown_query
+from app.strictness import OpenAIRoute
 
 BUILT_IN_SINCE = 1730332800
 """2024-10-31, when its makers published it."""
 
-router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=OpenAIRoute)
 
 
 def load_base_models(settings: Settings) -> list[Model]:

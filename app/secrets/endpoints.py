@@ -2,16 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 
 from app.dependencies import ReadSession, SettingsDep, WriteSession
 from app.models import Secret as SecretRow
 from app.pagination import Page, make_page
 from app.secrets import repository, schemas, service
-from app.strictness import refuse_unknown_query
+from app.strictness import StrictRoute
 from app.tenancy import tenant_of
 
-router = APIRouter(prefix="/v1/secrets", tags=["secrets"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1/secrets", tags=["secrets"], route_class=StrictRoute)
 
 Name = Annotated[str, Path(pattern=schemas.NAME_PATTERN, description="Letters, digits, dots, hyphens and underscores.")]
 

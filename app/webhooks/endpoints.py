@@ -2,17 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 
 from app.dependencies import Caller, EngineDep, ReadSession, SettingsDep, WriteSession
-from app.error_handlers import refuse_with_400
 from app.pagination import MAX_LIMIT, After, Limit, Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import OpenAIRoute, StrictRoute
 from app.webhooks import repository, schemas, service
 from app.webhooks.events import WebhookEvent
 
-router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[Depends(refuse_with_400), Depends(refuse_unknown_query)])
-native_router = APIRouter(prefix="/v1/webhook_deliveries", tags=["webhooks"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1", tags=["webhooks"], route_class=OpenAIRoute)
+native_router = APIRouter(prefix="/v1/webhook_deliveries", tags=["webhooks"], route_class=StrictRoute)
 
 Filter = Annotated[str | None, Query(max_length=200)]
 

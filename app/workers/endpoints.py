@@ -1,6 +1,6 @@
 """GET /v1/workers and GET /v1/queue."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app.dependencies import Caller, ReadSession, SettingsDep
 from app.jobs.states import Resource, StageStatus
@@ -8,11 +8,11 @@ from app.keys.scopes import Principal
 from app.models import StageRun
 from app.models import Worker as WorkerRow
 from app.pagination import Page, make_page
-from app.strictness import refuse_unknown_query
+from app.strictness import StrictRoute
 from app.workers import repository
 from app.workers.schemas import CurrentStage, Queue, Worker
 
-router = APIRouter(prefix="/v1", tags=["workers"], dependencies=[Depends(refuse_unknown_query)])
+router = APIRouter(prefix="/v1", tags=["workers"], route_class=StrictRoute)
 
 
 def show_worker(row: WorkerRow, run: StageRun | None, caller: Principal, *, alive: bool) -> Worker:
