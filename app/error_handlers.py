@@ -25,6 +25,12 @@ MESSAGE_OF_STATUS = {
 }
 
 
+MESSAGE_OF_DETAIL = {
+    "There was an error parsing the body": "The body cannot be read as JSON: it is nested too deep, or is not in UTF-8.",
+}
+"""What FastAPI leaves unexplained."""
+
+
 class ErrorBody(BaseModel):
     message: str
     """What is wrong and what to do."""
@@ -73,9 +79,8 @@ def answer_full_disk(request: Request, error: Exception) -> JSONResponse:
 
 def answer_http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    problem = InvalidRequest(
-        MESSAGE_OF_STATUS.get(error.status_code, str(error.detail)), code=CODE_OF_STATUS.get(error.status_code)
-    )
+    message = MESSAGE_OF_STATUS.get(error.status_code) or MESSAGE_OF_DETAIL.get(error.detail, str(error.detail))
+    problem = InvalidRequest(message, code=CODE_OF_STATUS.get(error.status_code))
     return JSONResponse(problem.to_json(), status_code=error.status_code, headers=dict(error.headers or {}))
 
 

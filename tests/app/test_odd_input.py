@@ -48,6 +48,13 @@ def test_deep_json_is_refused_wherever_anything_is_taken(client, submit):
         assert answer.status_code in (400, 422), path
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"name": "\xff"}'])
+def test_json_that_cannot_be_read_is_refused_with_the_reason(client, body):
+    answer = client.post("/v1/jobs", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert "nested too deep, or is not in UTF-8" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs/%00", "/v1/files/a%00b/content", "/v1/jobs?after=%00", "/v1/jobs?label.x=a%00"])
 def test_an_address_with_a_nul_is_refused(client, path):
     answer = client.get(path)

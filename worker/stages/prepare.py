@@ -59,11 +59,11 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
     plan = write_plans(spec, out, encoded, report)
     sides = encoded.training, encoded.validation
     facts = report_tokens(encoded.found, encoded.choice, *sides, packed_rows=plan["rows"])
-    require_share(facts, spec)
     counts = count(facts, plan)
     report("data", **counts)
     for code, message in warnings_of(spec, facts, encoded):
         report("warning", code=code, message=message)
+    require_share(facts, spec)
     losses = {key: facts[key] for key in ("rows_split", "rows_dropped", "rows_unrolled", "duplicates", "rows_leaked")}
     return Outcome(
         {

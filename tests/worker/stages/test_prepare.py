@@ -231,8 +231,11 @@ def test_rows_of_a_validation_file_are_held_out_and_never_trained_on(prepare, tm
 
 
 def test_a_mask_that_leaves_next_to_nothing_stops_the_job(prepare):
-    result, _, _ = prepare([chat("word " * 1000, "So.")])
+    result, events, _ = prepare([chat("word " * 1000, "So.")] * 2)
     assert result["error"]["code"] == "dataset_invalid"
+    [data] = of_kind(events, "data")  # what is wrong is told all the same
+    assert data["trained_tokens"] < data["tokens"] / 100
+    assert [warning["code"] for warning in of_kind(events, "warning")] == ["duplicate_rows"]
     assert "less than 1%" in result["error"]["message"]
     assert result["error"]["patch"] == {"training": {"assistant_only_loss": False}}
     assert prepare([chat("word " * 1000, "So.")], training={"assistant_only_loss": False})[0]["status"] == "succeeded"
