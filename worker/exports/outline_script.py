@@ -10,6 +10,10 @@ outline.npz itself, under its own name, as the float32 that belong into the file
 
 # mypy: ignore-errors
 import gc
+
+gc.disable()  # looking through a million objects of imports and vocabulary frees nothing, and takes a tenth of the time
+
+import functools
 import json
 import runpy
 import struct
@@ -22,11 +26,13 @@ import gguf
 import numpy as np
 import torch
 
-gc.disable()  # looking through half a million vocabulary objects frees nothing, and takes a tenth of the time
-
 # Nothing is compiled or distributed here: transformers need not import what it would take.
 torch.distributed.is_available = lambda: False
 torch.compiler.disable = lambda function=None, **_: function or (lambda given: given)
+
+# transformers looks through the source of all its models twice, because what it has seen of the first ones is forgotten by then.
+bounded = functools.lru_cache
+functools.lru_cache = lambda *given, **settings: bounded(None)(*given) if given and callable(given[0]) else bounded(*given, **settings)
 
 from conversion import ModelBase  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402, F401 — with what the configuration of any model needs
