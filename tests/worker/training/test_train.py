@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import math
+import os
 import signal
-import time
 
 import pytest
 import torch
@@ -27,13 +27,6 @@ def adapter_bytes(attempt):
 def after(inputs, *attempts):
     """The inputs of an attempt that follows these, newest first."""
     return dataclasses.replace(inputs, earlier=[attempt / "out" for attempt in attempts])
-
-
-def wait_for_step(attempt, step):
-    deadline = time.monotonic() + 120
-    while max(losses(attempt), default=0) < step if (attempt / "events.jsonl").exists() else True:
-        assert time.monotonic() < deadline, (attempt / "log.txt").read_text()[-3000:]
-        time.sleep(0.02)
 
 
 def test_the_outcome_of_a_run(tmp_path):
@@ -122,9 +115,11 @@ def test_a_stopped_run_goes_on_in_a_new_process_to_the_same_bytes(tmp_path):
     """SIGTERM finishes the step and saves it; losses and adapter are those of a run that nobody stopped."""
     inputs = make_inputs(tmp_path)
     spec = make_spec(DROPOUT, max_steps=60, scheduler="cosine", warmup_steps=3)
-    first = start(spec, inputs, tmp_path / "first")
-    wait_for_step(tmp_path / "first", 3)
+    first = start(spec, inputs, tmp_path / "first", halts_at='"step": 3,')
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     first.send_signal(signal.SIGTERM)
+    (tmp_path / "first" / "halts_at").write_text("")
+    first.send_signal(signal.SIGCONT)
     assert finish(first, tmp_path / "first")["status"] == "stopped"
     (checkpoint,) = events(tmp_path / "first", "checkpoint")
     done = losses(tmp_path / "first")

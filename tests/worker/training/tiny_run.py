@@ -1,6 +1,7 @@
 """A tiny random Llama, a plan of random documents, and the train stage over them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from worker.data.spool import Spool
 from worker.stages import Inputs, Outcome, Report
 from worker.stages.train import run
 
+HALTING = Path(__file__).parents[1] / "halting"
 VOCABULARY = 300
 STOP = 256
 
@@ -117,14 +119,18 @@ def run_here(spec: JobSpec, inputs: Inputs, attempt: Path) -> Outcome:
     return run(spec, inputs, attempt / "out", Report(attempt / "events.jsonl"))
 
 
-def start(spec: JobSpec, inputs: Inputs, attempt: Path) -> subprocess.Popen:
-    """The stage as the supervisor starts it."""
+def start(spec: JobSpec, inputs: Inputs, attempt: Path, *, halts_at: str = "") -> subprocess.Popen:
+    """The stage as the supervisor starts it. It stops itself when it reports the words `halts_at`."""
     attempt.mkdir(parents=True)
     request = {"stage": "train", "spec": spec.model_dump(mode="json"), "inputs": inputs.to_json()}
     (attempt / "input.json").write_text(json.dumps(request))
     log = (attempt / "log.txt").open("w")
     command = [sys.executable, "-m", "worker.stages", str(attempt)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    (attempt / "halts_at").write_text(halts_at)
+    environment = {"HALTS_AT": str(attempt / "halts_at"), "PYTHONPATH": os.pathsep.join([str(HALTING), str(Path.cwd())])}
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
+    )
 
 
 def finish(process: subprocess.Popen, attempt: Path) -> dict[str, Any]:
