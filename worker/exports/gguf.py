@@ -6,16 +6,16 @@ for goes through the converter's own hands.
 
 import re
 import unicodedata
+from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import Thread
 
 from app.jobs.spec import GgufExport
-from worker.exports import converter, gguf_writing, kernels
+from worker.exports import converter, gguf_writing, head_start
 from worker.exports.ggml import Q4_K, Q5_K, Q6_K, Q8_0
 from worker.exports.gguf_header import Header
 from worker.exports.gguf_writing import Matrix, Target
 from worker.exports.merged import Merger
-from worker.exports.mixtures import MIXTURES, mixed
+from worker.exports.mixtures import MIXTURES, mixed, plain
 from worker.exports.model_folder import progress_to
 from worker.exports.outlines import Outline
 from worker.exports.shards import Entry
@@ -43,13 +43,16 @@ def find_most_exact(exports: list[GgufExport]) -> int:
     return min(range(len(exports)), key=lambda place: order.index(exports[place].quantization))
 
 
-def load_kernels(exports: list[GgufExport]) -> None:
-    """In a thread of its own, for the time in which the converter thinks."""
-    kinds = [kind for export in exports for kind in KERNELS.get(export.quantization, [])]
-    Thread(target=kernels.load, args=[kinds]).start()
+def begun(exports: list[GgufExport], merger: Merger) -> AbstractContextManager[gguf_writing.Blocks]:
+    """What can be done while the converter thinks: the blocks are for `export`. A mixture needs the header first."""
+    machine_code = [kind for export in exports for kind in KERNELS.get(export.quantization, [])]
+    kinds = [plain(export.quantization) for export in exports]
+    return head_start.begun(merger, [] if None in kinds else [kind for kind in kinds if kind], machine_code)
 
 
-def export(exports: list[GgufExport], source: Source, outline: Outline, out: Path) -> tuple[list[OutputFile], str]:
+def export(
+    exports: list[GgufExport], source: Source, outline: Outline, out: Path, early: gguf_writing.Blocks
+) -> tuple[list[OutputFile], str]:
     """Writes gguf/TITLE-QUANTIZATION.gguf for each. Returns the files, and `stream` or `converter` for how they were made.
 
     Raises StageFailure `conversion_failed` when the converter gives up, `verification_failed` when what it wrote is not the
@@ -59,7 +62,7 @@ def export(exports: list[GgufExport], source: Source, outline: Outline, out: Pat
     targets = [plan(export, source, outline, out) for export in exports]
     require_space(out, sum(target.header.file_bytes for target in targets), "The GGUF files")
     if outline.obstacle is None:
-        digests = gguf_writing.write(targets, outline.contents, source.merger, progress_to(source.report, "wrote"))
+        digests = gguf_writing.write(targets, outline.contents, source.merger, progress_to(source.report, "wrote"), early)
         files = [
             OutputFile(f"gguf/{t.path.name}", "gguf", f"gguf/{t.path.name}", t.path.stat().st_size, digest)
             for t, digest in zip(targets, digests, strict=True)
@@ -105,5 +108,5 @@ def stored(path: Path, header: Header) -> tuple[gguf_writing.Contents, Merger]:
 
 def slug(title: str) -> str:
     """A title as the name of a file and an artifact: only [A-Za-z0-9._-], and it starts with neither a dot nor a hyphen."""
-    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.")[:100] or "model"
+    ascii_only = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-.")[:100] or "model"

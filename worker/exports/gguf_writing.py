@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 
 from worker.exports import ggml, kernels
 from worker.exports.gguf_header import ALIGNMENT, Header, Slot
-from worker.exports.merged import CHUNK_WEIGHTS, Factors, Merger, Progress, as_bytes, row_ranges
+from worker.exports.merged import CHUNK_WEIGHTS, DTYPES, Factors, Merger, Progress, as_bytes, narrowed, row_ranges, widened
 from worker.exports.shards import Entry
 
-DTYPES = {ggml.F32: torch.float32, ggml.F16: torch.float16, ggml.BF16: torch.bfloat16}
 AHEAD = 3
 """Portions under work for each core: one, and what waits while another one is slow."""
 
@@ -36,6 +34,10 @@ class Matrix:
 
 
 Buffer = bytes | memoryview | np.ndarray
+Making = tuple[ggml.Kind, str | None]
+"""The type of a block, and the one, of DTYPES, that its weights are rounded to before, where they are of another."""
+Blocks = dict[tuple[str, int, int], dict[Making, Buffer]]
+"""Portions of the model's tensors in the order of the model: by name, first row and the one behind the last."""
 Contents = dict[str, Matrix | np.ndarray]
 """What goes into the tensors of a GGUF, by their names: a matrix, or the float32 themselves."""
 
@@ -49,15 +51,28 @@ class Target:
     header: Header
     rounded: Header | None = None
     slots: dict[str, Slot] = field(init=False)
-    via: dict[str, torch.dtype] = field(init=False)
+    via: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = {slot.name: slot for slot in self.header.slots}
-        self.via = {slot.name: DTYPES[slot.kind] for slot in self.rounded.slots} if self.rounded else {}
+        self.via = {slot.name: slot.kind.name for slot in self.rounded.slots} if self.rounded else {}
+
+    def offset(self, name: str, row: int) -> int:
+        """Where a row lies, counted from where the weights start."""
+        slot = self.slots[name]
+        return slot.offset + row * (slot.bytes // (slot.shape[0] if slot.shape else 1))
+
+    def making(self, name: str, stored: str) -> Making:
+        """How a tensor is made from weights that are of the type `stored`."""
+        via = self.via.get(name)
+        return self.slots[name].kind, None if via == stored else via
 
 
 class Output:
-    """A file whose hash is taken while it is written, as long as that goes on in order; otherwise at the end."""
+    """A file whose hash is taken while it is written, as long as that goes on in order; otherwise at the end.
+
+    Offsets are counted from where the weights start.
+    """
 
     def __init__(self, target: Target):
         prefix = target.header.to_bytes()
@@ -68,15 +83,22 @@ class Output:
         self.write(-self._start, prefix)
 
     def write(self, offset: int, data: Buffer) -> None:
-        """At `offset`, counted from where the weights start."""
+        self.put(offset, data)
+        self.hash(offset, data)
+
+    def put(self, offset: int, data: Buffer) -> None:
+        """Several threads may do so at the same time."""
+        place, view = self._start + offset, memoryview(data).cast("B")  # type: ignore[arg-type]
+        while view:
+            written = os.pwrite(self._file.fileno(), view, place)
+            place, view = place + written, view[written:]
+
+    def hash(self, offset: int, data: Buffer) -> None:
         place, view = self._start + offset, memoryview(data).cast("B")  # type: ignore[arg-type]
         if 0 <= place - self._hashed < ALIGNMENT:
             self._digest.update(bytes(place - self._hashed))
             self._digest.update(view)
             self._hashed = place + len(view)
-        while view:
-            written = os.pwrite(self._file.fileno(), view, place)
-            place, view = place + written, view[written:]
 
     def close(self) -> str:
         """Returns the sha256 of the whole file."""
@@ -88,47 +110,49 @@ class Output:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(targets: list[Target], contents: Contents, merger: Merger, progress: Progress) -> list[str]:
+def write(
+    targets: list[Target], contents: Contents, merger: Merger, progress: Progress, early: Blocks | None = None
+) -> list[str]:
     """Writes all of the files, each in the order of the first one's tensors. Returns the sha256 of each.
 
-    StageFailure for an adapter that does not fit the base or is not finite.
+    `early` are blocks that have been made already. StageFailure for an adapter that does not fit the base or is not finite.
     """
-    torch.set_num_threads(1)  # each core has a thread of its own here
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: deque[tuple[str, int, Future]] = deque()
     with ExitStack() as stack:
         outputs = [Output(target) for target in targets]
-        shards = {path: stack.enter_context(path.open("rb")) for path in merger.shards}
+        shards: dict[Path, BinaryIO] = {path: stack.enter_context(path.open("rb")) for path in merger.shards}
         pool = ThreadPoolExecutor(cores)
         stack.callback(pool.shutdown, cancel_futures=True)
+        maker = Maker(targets, outputs, merger, shards, early or {})
 
         def settle() -> None:
             name, start, future = waiting.popleft()
             for target, output, block in zip(targets, outputs, future.result(), strict=True):
-                slot = target.slots[name]
-                row = slot.bytes // (slot.shape[0] if slot.shape else 1)
-                output.write(slot.offset + start * row, block)
+                output.hash(target.offset(name, start), block)
 
         for done, slot in enumerate(targets[0].header.slots, 1):
             content = contents[slot.name]
-            if isinstance(content, np.ndarray):
-                vector: Future = Future()
-                vector.set_result([content] * len(targets))
-                waiting.append((slot.name, 0, vector))
-            else:
-                factors = merger.factors(content.entry)
-                for start, stop in portions(content):
-                    arguments = (content, shards[content.path], factors, start, stop, targets, slot.name, merger)
-                    waiting.append((slot.name, start, pool.submit(make, *arguments)))
-                    if len(waiting) > AHEAD * cores:
-                        settle()
+            factors = merger.factors(content.entry) if isinstance(content, Matrix) else None
+            for start, stop in portions(content):
+                waiting.append((slot.name, start, pool.submit(maker.make, slot.name, content, factors, start, stop)))
+                if len(waiting) > AHEAD * cores:
+                    settle()
             progress(done, len(targets[0].header.slots))
         while waiting:
             settle()
     return [output.close() for output in outputs]
 
 
-def portions(matrix: Matrix) -> Iterator[tuple[int, int]]:
+def portions(content: "Matrix | np.ndarray") -> Iterator[tuple[int, int]]:
+    """Ranges of rows that hold the same rows before and after they are put in order, as small as CHUNK_WEIGHTS allows."""
+    if isinstance(content, np.ndarray):
+        yield 0, len(content)
+        return
+    yield from ordered_portions(content)
+
+
+def ordered_portions(matrix: Matrix) -> Iterator[tuple[int, int]]:
     """Ranges of rows that hold the same rows before and after they are put in order, as small as CHUNK_WEIGHTS allows."""
     if matrix.order is None:
         yield from row_ranges(matrix.entry)
@@ -144,30 +168,41 @@ def portions(matrix: Matrix) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def make(
-    matrix: Matrix,
-    file: BinaryIO,
-    factors: Factors | None,
-    start: int,
-    stop: int,
-    targets: list[Target],
-    name: str,
-    merger: Merger,
-) -> list[memoryview | np.ndarray]:
-    """A portion of a matrix as each of the files has it."""
-    rows = merger.rows(file, matrix.entry, factors, start, stop)
-    if matrix.order is not None:
-        rows = rows[torch.from_numpy(matrix.order[start:stop] - start)]
-    made: dict[tuple, memoryview | np.ndarray] = {}
-    for target in targets:
-        key = target.slots[name].kind, target.via.get(name)
-        if key not in made:
-            made[key] = as_kind(rows, *key)
-    return [made[target.slots[name].kind, target.via.get(name)] for target in targets]
+@dataclass(frozen=True)
+class Maker:
+    """Makes the portions of all files, and puts them into their places."""
+
+    targets: list[Target]
+    outputs: list[Output]
+    merger: Merger
+    shards: dict[Path, BinaryIO]
+    early: Blocks
+
+    def make(self, name: str, content: Matrix | np.ndarray, factors: Factors | None, start: int, stop: int) -> list[Buffer]:
+        """A portion of a tensor as each of the files has it now."""
+        if isinstance(content, Matrix):
+            blocks = self.blocks(name, content, factors, start, stop)
+        else:
+            blocks = [content] * len(self.targets)
+        for target, output, block in zip(self.targets, self.outputs, blocks, strict=True):
+            output.put(target.offset(name, start), block)
+        return blocks
+
+    def blocks(self, name: str, matrix: Matrix, factors: Factors | None, start: int, stop: int) -> list[Buffer]:
+        entry, stored = matrix.entry, self.merger.stored_dtype(matrix.entry)
+        keys = [target.making(name, stored) for target in self.targets]
+        made = self.early.pop((entry.name, start, stop), {}) if matrix.order is None else {}
+        if missing := set(keys) - made.keys():
+            rows = self.merger.floats(self.shards[matrix.path], entry, factors, start, stop)
+            if matrix.order is not None:
+                rows = rows[matrix.order[start:stop] - start]
+            made |= {key: as_kind(rows, *key) for key in missing}
+        return [made[key] for key in keys]
 
 
-def as_kind(rows: torch.Tensor, kind: ggml.Kind, via: torch.dtype | None) -> memoryview | np.ndarray:
-    rounded = rows if via is None else rows.to(via)
-    if kind in DTYPES:
-        return as_bytes(rounded.to(DTYPES[kind]))
-    return kernels.quantize(rounded.float().reshape(-1, rows.shape[-1]).numpy(), kind)
+def as_kind(rows: np.ndarray, kind: ggml.Kind, via: str | None = None) -> Buffer:
+    """float32 as the bytes of a type, rounded to another one of DTYPES before."""
+    rounded = rows if via is None else widened(narrowed(rows, via), via)
+    if kind.name in DTYPES:
+        return as_bytes(narrowed(rounded, kind.name))
+    return kernels.quantize(rounded.reshape(-1, rows.shape[-1]), kind)

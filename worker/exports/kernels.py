@@ -44,10 +44,11 @@ def quantize(rows: np.ndarray, kind: Kind) -> np.ndarray:
 def load(kinds: Iterable[Kind]) -> None:
     """Whatever merges and quantises to these, from where it is kept, or compiled: that takes seconds, once on a machine."""
     begun = time.monotonic()
-    add_scaled(np.zeros(1, np.uint16), np.zeros(1, np.float32), ONE)
+    weights, numbers = np.zeros(1, np.uint16), np.zeros(1, np.float32)
+    add_scaled(weights, numbers, ONE), widen(weights, numbers), narrow(numbers, weights)
     for kind in MAKERS.keys() & set(kinds):
         quantize(np.zeros((1, kind.block), np.float32), kind)
-    if add_scaled.stats.cache_misses or any(make.stats.cache_misses for make, *_ in MAKERS.values()):
+    if any(function.stats.cache_misses for function in (add_scaled, widen, narrow, *(make for make, *_ in MAKERS.values()))):
         print(f"The kernels for this processor were compiled in {time.monotonic() - begun:.1f} s.", flush=True)
 
 
@@ -113,19 +114,36 @@ def bits_of_bfloat16(number):
 
 @compiled
 def add_scaled(weights, change, scale):
-    """Adds change·scale, float32, to as many bfloat16, of which `weights` are the bits: product and sum are rounded.
+    """Makes the float32 of `change` the sum of change·scale and as many bfloat16, of which `weights` are the bits.
 
-    Returns whether both are finite everywhere.
+    Product and sum are rounded to bfloat16. Returns whether both are finite everywhere.
     """
     largest = np.uint32(0)
     for i in range(len(weights)):
         product = change[i] * scale
         rounded = np.uint32(bits_of_bfloat16(product) << 16).view(np.float32)
-        bits = bits_of_bfloat16(np.uint32(np.uint32(weights[i]) << 16).view(np.float32) + rounded)
-        weights[i] = np.uint16(bits)
-        size = max(np.uint32(np.float32(product).view(np.uint32) & 0x7F800000), np.uint32((bits & 0x7F80) << 16))
+        added = np.uint32(np.uint32(weights[i]) << 16).view(np.float32) + rounded
+        bits = np.uint32(bits_of_bfloat16(added) << 16)
+        change[i] = bits.view(np.float32)
+        size = max(np.uint32(np.float32(product).view(np.uint32) & 0x7F800000), np.uint32(bits & 0x7F800000))
         largest = size if size > largest else largest
     return largest < 0x7F800000
+
+
+@compiled
+def widen(weights, numbers):
+    """The float32 of bfloat16, of which `weights` are the bits."""
+    for i in range(len(weights)):
+        numbers[i] = np.uint32(np.uint32(weights[i]) << 16).view(np.float32)
+
+
+@compiled
+def narrow(numbers, weights):
+    """The bits of the bfloat16 that are nearest to float32; what is no number stays none."""
+    for i in range(len(numbers)):
+        bits = np.float32(numbers[i]).view(np.uint32)
+        is_number = np.uint32(bits & 0x7FFFFFFF) <= 0x7F800000
+        weights[i] = np.uint16(bits_of_bfloat16(numbers[i]) if is_number else (bits >> 16) | 0x40)
 
 
 @compiled

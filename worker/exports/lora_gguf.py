@@ -9,15 +9,14 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from app.jobs.spec import LoraGgufExport
 from app.jobs.states import FailureCode
 from worker.exports import ggml
 from worker.exports.converter import failed
 from worker.exports.gguf_header import Header, Slot, pack_text, placed
-from worker.exports.gguf_writing import DTYPES, Matrix, Output, Target
-from worker.exports.merged import Adapter, Merger, as_bytes, read_shards, reason_for_peft
+from worker.exports.gguf_writing import Matrix, Output, Target, as_kind
+from worker.exports.merged import Adapter, Merger, read_shards, reason_for_peft
 from worker.exports.mixtures import QUANTIZATION_VERSION
 from worker.exports.outlines import Outline
 from worker.exports.sources import Source
@@ -46,7 +45,7 @@ def export(exports: list[LoraGgufExport], source: Source, outline: Outline, out:
     return files
 
 
-def factors(adapter: Adapter, merger: Merger, outline: Outline) -> dict[str, torch.Tensor]:
+def factors(adapter: Adapter, merger: Merger, outline: Outline) -> dict[str, np.ndarray]:
     """By their names in the file, in fp32. StageFailure for an adapter that does not fit the base model."""
     tensors = {}
     for name, content in outline.contents.items():
@@ -54,7 +53,7 @@ def factors(adapter: Adapter, merger: Merger, outline: Outline) -> dict[str, tor
             pair = merger.factors(content.entry)
             assert pair is not None
             tensors[f"{name}.lora_a"] = pair.a
-            tensors[f"{name}.lora_b"] = pair.b if content.order is None else pair.b[torch.from_numpy(content.order)]
+            tensors[f"{name}.lora_b"] = pair.b if content.order is None else pair.b[content.order]
     return tensors
 
 
@@ -69,11 +68,10 @@ def described(model: Header, adapter: Adapter, kind: str) -> dict[str, bytes]:
     return Header(fields, []).with_fields(**numbers).fields
 
 
-def write(path: Path, fields: dict[str, bytes], tensors: dict[str, torch.Tensor], kind: ggml.Kind) -> str:
+def write(path: Path, fields: dict[str, bytes], tensors: dict[str, np.ndarray], kind: ggml.Kind) -> str:
     """Returns the file's sha256."""
-    slots = placed([Slot(name, tuple(tensor.shape), kind) for name, tensor in tensors.items()])
+    slots = placed([Slot(name, tensor.shape, kind) for name, tensor in tensors.items()])
     output = Output(Target(path, Header(fields, slots)))
     for slot in slots:
-        data: memoryview | np.ndarray = as_bytes(tensors[slot.name].to(DTYPES[kind]))
-        output.write(slot.offset, data)
+        output.write(slot.offset, as_kind(tensors[slot.name], kind))
     return output.close()

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from safetensors import safe_open
 
 from app.jobs.states import FailureCode
 from worker.exports import kernels
+from worker.exports.products import multiply
 from worker.exports.shards import Entry, read_entries, write_shard
 from worker.stages import StageFailure
 
 Shards = dict[Path, list[Entry]]
 Progress = Callable[[int, int], None]
 
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""By their names in a shard, the types of float as NumPy has them: bfloat16, which it lacks, as its bits."""
 KEY_PREFIX = "base_model.model."
 CHUNK_WEIGHTS = 1 << 19
 MOST_SHARD_BYTES = 5 * 10**9
@@ -50,16 +50,17 @@ class Adapter:
     """A saved peft adapter. Its modules go by the names that they have in the base model."""
 
     config: dict[str, Any]
-    tensors: safe_open
+    path: Path
+    tensors: dict[str, Entry]
 
     @classmethod
     def at(cls, folder: Path) -> "Adapter":
-        config = json.loads((folder / "adapter_config.json").read_text())
-        return cls(config, safe_open(folder / "adapter_model.safetensors", "pt"))
+        config, path = json.loads((folder / "adapter_config.json").read_text()), folder / "adapter_model.safetensors"
+        return cls(config, path, {entry.name: entry for entry in read_entries(path)})
 
     @property
     def keys(self) -> set[str]:
-        return set(self.tensors.keys())
+        return set(self.tensors)
 
     @property
     def modules(self) -> list[str]:
@@ -67,33 +68,36 @@ class Adapter:
 
     def factors(self, module: str) -> "Factors":
         """The scale is alpha/r, for rsLoRA alpha/√r."""
-        a = self.tensors.get_tensor(KEY_PREFIX + module + LORA_A)
-        b = self.tensors.get_tensor(KEY_PREFIX + module + LORA_B)
-        rank = a.shape[0]
-        return Factors(
-            a.float(), b.float(), self.config["lora_alpha"] / (math.sqrt(rank) if self.config["use_rslora"] else rank)
-        )
+        with self.path.open("rb") as file:
+            a, b = (
+                widened(stored_rows(file, entry, 0, entry.rows), entry.dtype)
+                for entry in (self.tensors[KEY_PREFIX + module + half] for half in (LORA_A, LORA_B))
+            )
+        rank = len(a)
+        return Factors(a, b, self.config["lora_alpha"] / (math.sqrt(rank) if self.config["use_rslora"] else rank))
 
 
 @dataclass(frozen=True)
 class Factors:
     """What is added to a weight [out, in]: b [out, r] times a [r, in] times the scale, in fp32."""
 
-    a: torch.Tensor
-    b: torch.Tensor
+    a: np.ndarray
+    b: np.ndarray
     scale: float
 
-    def add_rows(self, weight: torch.Tensor, start: int, stop: int) -> bool:
-        """Adds some rows of it to those of the weight. Returns whether all are finite then.
+    def added(self, stored: np.ndarray, dtype: str, start: int, stop: int) -> tuple[np.ndarray, bool]:
+        """Some rows of it added to those of the weight, F16 or BF16. Returns the sums in fp32, and whether all are finite.
 
-        Each row is the same to the last bit, however many are asked for at a time.
+        Each row is the same to the last bit, however many are asked for at a time: a single one would be summed up in another
+        order, so it takes a neighbour along.
         """
-        change = self.b[start:stop] @ self.a
-        if weight.dtype == torch.bfloat16:
-            bits = weight.view(torch.uint16).reshape(-1).numpy()
-            return kernels.add_scaled(bits, change.reshape(-1).numpy(), np.float32(self.scale))
-        weight += (change * self.scale).to(weight.dtype)
-        return all(extreme.isfinite() for extreme in torch.aminmax(weight))  # NaN is both; isfinite on all is ten times slower
+        low = max(0, min(start, stop - 2))
+        change = multiply(self.b[low : max(stop, low + 2)], self.a)[start - low : stop - low]
+        if dtype == "BF16":
+            return change, kernels.add_scaled(stored.reshape(-1), change.reshape(-1), np.float32(self.scale))
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = stored + (change * np.float32(self.scale)).astype(np.float16)
+        return sums.astype(np.float32), bool(np.isfinite(sums).all())
 
 
 def read_shards(base: Path) -> Shards:
@@ -211,20 +215,57 @@ class Merger:
             raise misfit(f"{entry.name} is {[*entry.shape]}, its change {[*shape]}")
         return factors
 
-    def rows(self, file: BinaryIO, entry: Entry, factors: Factors | None, start: int, stop: int) -> torch.Tensor:
-        """Some rows of a tensor, read from the base's shard. StageFailure for what is quantised or not finite."""
-        if entry.dtype not in TORCH_DTYPES:
-            message = (
-                f"The base model stores {entry.name} as {entry.dtype}: it is quantised, and an adapter needs 16-bit weights."
-            )
-            raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint="Name its 16-bit repository.", param="base_model")
-        weight = torch.from_numpy(entry.read_rows(file, start, stop)).view(TORCH_DTYPES[entry.dtype])
-        weight = weight.view(stop - start, *entry.shape[1:])
-        if self.is_rewritten(entry):
-            weight = weight.to(TORCH_DTYPES[self.dtype])
-        if factors is not None and not factors.add_rows(weight, start, stop):
+    def stored_dtype(self, entry: Entry) -> str:
+        """The type of the tensor in the merged model."""
+        return self.dtype if self.is_rewritten(entry) else entry.dtype
+
+    def rows(self, file: BinaryIO, entry: Entry, factors: Factors | None, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor as the merged model stores them, read from the base's shard. Raises what `floats` raises."""
+        if factors is None and self.stored_dtype(entry) == entry.dtype:
+            return stored_rows(file, entry, start, stop)
+        return narrowed(self.floats(file, entry, factors, start, stop), self.stored_dtype(entry))
+
+    def floats(self, file: BinaryIO, entry: Entry, factors: Factors | None, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor in fp32, rounded to the type in which the merged model stores them.
+
+        StageFailure for what is quantised or not finite.
+        """
+        stored, dtype = stored_rows(file, entry, start, stop), self.stored_dtype(entry)
+        if dtype != entry.dtype:
+            stored = narrowed(stored, dtype)
+        if factors is None:
+            return widened(stored, dtype)
+        sums, is_finite = factors.added(stored, dtype, start, stop)
+        if not is_finite:
             raise not_finite(entry.name)
-        return weight
+        return sums
+
+
+def stored_rows(file: BinaryIO, entry: Entry, start: int, stop: int) -> np.ndarray:
+    """Some rows of a tensor as they are in the shard, in a type of DTYPES. StageFailure for what is quantised."""
+    if entry.dtype not in DTYPES:
+        message = f"The base model stores {entry.name} as {entry.dtype}: it is quantised, and an adapter needs 16-bit weights."
+        raise StageFailure(FailureCode.MODEL_UNSUPPORTED, message, hint="Name its 16-bit repository.", param="base_model")
+    return entry.read_rows(file, start, stop).view(DTYPES[entry.dtype]).reshape(stop - start, *entry.shape[1:])
+
+
+def widened(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """Of a type of DTYPES, as fp32."""
+    if dtype != "BF16":
+        return stored.astype(np.float32, copy=False)
+    floats = np.empty(stored.shape, np.float32)
+    kernels.widen(stored.reshape(-1), floats.reshape(-1))
+    return floats
+
+
+def narrowed(floats: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32, C-contiguous, rounded to a type of DTYPES."""
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):
+            return floats.astype(DTYPES[dtype], copy=False)
+    bits = np.empty(floats.shape, np.uint16)
+    kernels.narrow(floats.reshape(-1), bits.reshape(-1))
+    return bits
 
 
 def merge(merger: Merger, into: Path, progress: Progress) -> dict[str, str]:
@@ -281,5 +322,5 @@ def not_finite(name: str) -> StageFailure:
     return StageFailure(FailureCode.NAN_LOSS, f"{name} is not finite once the adapter is added.", hint=hint)
 
 
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+def as_bytes(rows: np.ndarray) -> memoryview:
+    return rows.reshape(-1).view(np.uint8).data

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from worker.exports.merged import MOST_SHARD_BYTES, misfit, not_finite
 
 
-def merge(adapter: Path, base: Path, into: Path, dtype: torch.dtype) -> bool:
+def merge(adapter: Path, base: Path, into: Path, dtype: str) -> bool:
     """Writes the merged weights as shards into a folder; returns whether input and output embeddings are tied in them.
 
     Raises StageFailure when the adapter does not fit the base model or is not finite.

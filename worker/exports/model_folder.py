@@ -3,8 +3,6 @@
 import time
 from pathlib import Path
 
-import torch
-
 from app.jobs.spec import JobSpec
 from app.jobs.states import Stage
 from worker.data import base_models
@@ -31,13 +29,12 @@ def write(spec: JobSpec, inputs: Inputs, base: Path, into: Path, report: Report)
     adapter, shards = merged.Adapter.at(inputs.folders[Stage.TRAIN] / "adapter"), merged.read_shards(base)
     reason = merged.reason_for_peft(adapter, base, shards)
     if reason is None:
-        torch.set_num_threads(1)  # sums of small tensors wait for memory: more threads only spin
         tied, digests = None, merged.merge(merged.Merger(shards, adapter), into, progress_to(report))
     else:
         from worker.exports import merged_by_peft  # costs the import of transformers and peft
 
         print(f"peft merges this adapter: {reason}.", flush=True)
-        dtype = merged.TORCH_DTYPES[merged.merged_dtype(shards)]
+        dtype = companions.DTYPE_NAMES[merged.merged_dtype(shards)]
         tied, digests = merged_by_peft.merge(inputs.folders[Stage.TRAIN] / "adapter", base, into, dtype), {}
     describe(spec, inputs, base, into, dtype=merged.merged_dtype(shards), tied=tied)
     return reason, digests
@@ -55,7 +52,7 @@ def write_without_matrices(spec: JobSpec, inputs: Inputs, base: Path, into: Path
         with shard.source.open("rb") as read, (into / name).open("wb") as written:
             written.write(header)
             for entry, output in zip(shard.entries, shard.outputs, strict=True):
-                if len(entry.shape) <= 1 and entry.dtype in merged.TORCH_DTYPES:
+                if len(entry.shape) <= 1 and entry.dtype in merged.DTYPES:
                     written.write(merged.as_bytes(merger.rows(read, entry, None, 0, entry.rows)))
                 else:
                     written.seek(output.bytes, 1)

@@ -9,11 +9,8 @@ outline.npz itself, under its own name, as the float32 that belong into the file
 """
 
 # mypy: ignore-errors
-import gc
-
-gc.disable()  # looking through a million objects of imports and vocabulary frees nothing, and takes a tenth of the time
-
 import functools
+import gc
 import json
 import runpy
 import struct
@@ -22,17 +19,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-import torch
+gc.disable()  # looking through a million objects of imports and vocabulary frees nothing, and takes a tenth of the time
+
+import gguf  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 # Nothing is compiled or distributed here: transformers need not import what it would take.
 torch.distributed.is_available = lambda: False
 torch.compiler.disable = lambda function=None, **_: function or (lambda given: given)
 
-# transformers looks through the source of all its models twice, because what it has seen of the first ones is forgotten by then.
-bounded = functools.lru_cache
-functools.lru_cache = lambda *given, **settings: bounded(None)(*given) if given and callable(given[0]) else bounded(*given, **settings)
+# transformers looks through the source of all its models twice: a cache forgets the first ones before it comes to the last.
+bounded_cache = functools.lru_cache
+
+
+def cache_all(*given: Any, **settings: Any) -> Any:
+    """In place of `lru_cache`, without a limit where none is named."""
+    return bounded_cache(None)(*given) if given and callable(given[0]) else bounded_cache(*given, **settings)
+
+
+functools.lru_cache = cache_all
 
 from conversion import ModelBase  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402, F401 — with what the configuration of any model needs

@@ -14,7 +14,7 @@ import numpy as np
 from worker.exports.converter import check, finish
 from worker.exports.gguf_header import Header
 from worker.exports.gguf_writing import Contents, Matrix
-from worker.exports.merged import TORCH_DTYPES, Merger
+from worker.exports.merged import DTYPES, Merger
 from worker.stages import Report
 
 VERIFIED = frozenset(
@@ -62,7 +62,7 @@ def compose(headers: dict[str, Header], listed: list[dict], arrays: dict[str, np
         name, source = place["name"], place["source"]
         if source is None and name in arrays:
             contents[name] = arrays[name]
-        elif source in stored and stored[source].entry.shape == shapes[name] and stored[source].entry.dtype in TORCH_DTYPES:
+        elif source in stored and stored[source].entry.shape == shapes[name] and stored[source].entry.dtype in DTYPES:
             matrix = stored[source]
             contents[name] = Matrix(matrix.path, matrix.entry, arrays[place["order"]] if place["order"] else None)
         else:

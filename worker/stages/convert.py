@@ -22,12 +22,12 @@ def run(spec: JobSpec, inputs: Inputs, out: Path, report: Report) -> Outcome:
             from worker.exports.sources import Source
 
             source = Source(spec, inputs, Path(scratch), report, outliner)
-            gguf.load_kernels(models)
             made = models or [gguf.exact(source.merger)]
-            outline = source.outline(list(dict.fromkeys(gguf.kind_for(export, source.merger) for export in made)))
+            with gguf.begun(made, source.merger) as early:
+                outline = source.outline(list(dict.fromkeys(gguf.kind_for(export, source.merger) for export in made)))
             if adapters:
                 files += lora_gguf.export(adapters, source, outline, out, gguf.slug(inputs.title))
-            written, route = gguf.export(made, source, outline, out)
+            written, route = gguf.export(made, source, outline, out, early)
     except StageFailure as failure:
         if failure.param == "exports":
             others = [export.model_dump() for export in exports if export not in [*models, *adapters]]

@@ -81,10 +81,30 @@ def test_a_scaled_change_is_added_as_by_torch():
         for scale in (1.0, 1 / 3, 1e-3):
             weights = samples["outliers"].to(torch.bfloat16)
             expected = weights + (change * scale).to(torch.bfloat16)
+            sums = change.clone().reshape(-1)
             bits = weights.view(torch.uint16).reshape(-1).numpy()
-            is_finite = kernels.add_scaled(bits, change.reshape(-1).numpy(), np.float32(scale))
+            is_finite = kernels.add_scaled(bits, sums.numpy(), np.float32(scale))
             assert is_finite == bool(expected.isfinite().all()), (name, scale)
-            assert not is_finite or torch.equal(weights, expected), (name, scale)
+            assert not is_finite or torch.equal(sums.view(expected.shape), expected.float()), (name, scale)
+
+
+def test_bfloat16_is_rounded_to_as_by_torch():
+    for name, rows in make_samples().items():
+        numbers = np.ascontiguousarray(rows, np.float32).reshape(-1)
+        bits, again = np.empty(numbers.shape, np.uint16), np.empty(numbers.shape, np.float32)
+        kernels.narrow(numbers, bits)
+        kernels.widen(bits, again)
+        assert torch.equal(torch.from_numpy(again), torch.from_numpy(numbers).bfloat16().float()), name
+
+
+def test_every_bfloat16_stays_as_it_is():
+    every, numbers = np.arange(1 << 16, dtype=np.uint16), np.empty(1 << 16, np.float32)
+    again = np.empty_like(every)
+    kernels.widen(every, numbers)
+    kernels.narrow(numbers, again)
+    is_signalling = (every & 0x7F80 == 0x7F80) & (every & 0x7F != 0) & (every & 0x40 == 0)
+    assert np.array_equal(again[~is_signalling], every[~is_signalling])
+    assert np.isnan(numbers[is_signalling]).all() and np.array_equal(again[is_signalling], every[is_signalling] | 0x40)
 
 
 @pytest.mark.parametrize("weight", [0x0000, 0x7F7F, 0xFF80])
