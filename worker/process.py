@@ -99,6 +99,7 @@ STAGE_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     # Threads that wait for work by spinning cost more CPU than they save when other processes want the cores too.
     "OMP_WAIT_POLICY": "PASSIVE",
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which spin from its import on; torch has its own
     # Batches differ in width; segments that grow keep the allocator from reserving anew for each.
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }

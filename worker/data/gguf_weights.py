@@ -83,6 +83,19 @@ class Reader:
             return list(self.take(f"{count}{SCALARS[item_kind]}"))
         return self.take(SCALARS[kind])[0]
 
+    def skip_value(self, kind: int) -> None:
+        """Goes behind a value; the texts of a vocabulary are many, and not looked at."""
+        count = 1
+        if kind == ARRAY:
+            kind, count = self.take("IQ")
+        if kind != STRING:
+            self.position += count * struct.calcsize(SCALARS[kind])
+            return
+        position, read_length = self.position, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            position += 8 + read_length(self._data, position)[0]
+        self.position = position
+
 
 def count_bytes(shape: tuple[int, ...], kind: int) -> int:
     weights = int(np.prod(shape))

@@ -73,7 +73,7 @@ def read_header(path: Path) -> Header:
     fields = {}
     for _ in range(field_count):
         key, start = reader.take_string(), reader.position
-        reader.take_value(*reader.take("I"))
+        reader.skip_value(*reader.take("I"))
         fields[key] = reader.slice(start)
     slots = []
     for _ in range(slot_count):

@@ -15,7 +15,7 @@ from worker.exports.merged import DTYPES, Merger, row_ranges
 from worker.exports.shards import Entry
 from worker.stages import StageFailure
 
-MOST_BYTES = 384 << 20
+MOST_BYTES = 512 << 20
 REORDERED = ("q_proj.weight", "k_proj.weight")
 """Their rows have another order in the files of some architectures."""
 

@@ -12,6 +12,7 @@ outline.npz itself, under its own name, as the float32 that belong into the file
 import functools
 import gc
 import json
+import os
 import runpy
 import struct
 import sys
@@ -131,3 +132,6 @@ into = Path(question["into"])
 for kind in question["kinds"]:
     sys.argv = [converter, "--outfile", str(into / f"{kind}.gguf"), "--outtype", kind, *question["arguments"]]
     runpy.run_path(converter, run_name="__main__")
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)  # the end of an interpreter would take a million objects apart, one by one
