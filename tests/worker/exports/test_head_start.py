@@ -39,7 +39,7 @@ def write(model: Merger, path: Path, kinds: list[Kind], early: Blocks, *, turned
     contents: Contents = {}
     for shard, entries in model.shards.items():
         for entry in entries:
-            contents[entry.name] = Matrix(shard, entry, np.arange(entry.rows)[::-1] if turned else None)
+            contents[entry.name] = Matrix(shard, entry, np.arange(entry.rows) ^ 1 if turned else None)
     slots = placed([Slot(name, SHAPES[name], kind) for name, kind in zip(names, kinds, strict=True)])
     [digest] = gguf_writing.write([Target(path, Header({}, slots))], contents, model, lambda done, total: None, early)
     return digest
