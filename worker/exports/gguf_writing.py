@@ -16,8 +16,9 @@ from typing import BinaryIO
 import numpy as np
 
 from worker.exports import ggml, kernels
+from worker.exports.floats import DTYPES, as_bytes, narrowed, widened
 from worker.exports.gguf_header import ALIGNMENT, Header, Slot
-from worker.exports.merged import CHUNK_WEIGHTS, DTYPES, Factors, Merger, Progress, as_bytes, narrowed, row_ranges, widened
+from worker.exports.merged import CHUNK_WEIGHTS, Factors, Merger, Progress, row_ranges
 from worker.exports.shards import Entry
 
 AHEAD = 3

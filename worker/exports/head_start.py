@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from threading import Event, Thread
 
 from worker.exports import kernels
+from worker.exports.floats import DTYPES
 from worker.exports.ggml import Kind
 from worker.exports.gguf_writing import Blocks, as_kind
-from worker.exports.merged import DTYPES, Merger, row_ranges
+from worker.exports.merged import Merger, row_ranges
 from worker.exports.shards import Entry
 from worker.stages import StageFailure
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from app.jobs.states import FailureCode
 from worker.exports import kernels
+from worker.exports.floats import DTYPES, as_bytes, narrowed, widened
 from worker.exports.products import multiply
 from worker.exports.shards import Entry, read_entries, write_shard
 from worker.stages import StageFailure
@@ -26,8 +27,6 @@ from worker.stages import StageFailure
 Shards = dict[Path, list[Entry]]
 Progress = Callable[[int, int], None]
 
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-"""By their names in a shard, the types of float as NumPy has them: bfloat16, which it lacks, as its bits."""
 KEY_PREFIX = "base_model.model."
 CHUNK_WEIGHTS = 1 << 19
 MOST_SHARD_BYTES = 5 * 10**9
@@ -249,25 +248,6 @@ def stored_rows(file: BinaryIO, entry: Entry, start: int, stop: int) -> np.ndarr
     return entry.read_rows(file, start, stop).view(DTYPES[entry.dtype]).reshape(stop - start, *entry.shape[1:])
 
 
-def widened(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """Of a type of DTYPES, as fp32."""
-    if dtype != "BF16":
-        return stored.astype(np.float32, copy=False)
-    floats = np.empty(stored.shape, np.float32)
-    kernels.widen(stored.reshape(-1), floats.reshape(-1))
-    return floats
-
-
-def narrowed(floats: np.ndarray, dtype: str) -> np.ndarray:
-    """fp32, C-contiguous, rounded to a type of DTYPES."""
-    if dtype != "BF16":
-        with np.errstate(over="ignore"):
-            return floats.astype(DTYPES[dtype], copy=False)
-    bits = np.empty(floats.shape, np.uint16)
-    kernels.narrow(floats.reshape(-1), bits.reshape(-1))
-    return bits
-
-
 def merge(merger: Merger, into: Path, progress: Progress) -> dict[str, str]:
     """Writes the merged shards, and their index when there are several; returns the sha256 of each shard by its name.
 
@@ -320,7 +300,3 @@ def misfit(reason: str) -> StageFailure:
 def not_finite(name: str) -> StageFailure:
     hint = "Lower training.learning_rate and train again."
     return StageFailure(FailureCode.NAN_LOSS, f"{name} is not finite once the adapter is added.", hint=hint)
-
-
-def as_bytes(rows: np.ndarray) -> memoryview:
-    return rows.reshape(-1).view(np.uint8).data

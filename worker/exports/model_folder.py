@@ -7,6 +7,7 @@ from app.jobs.spec import JobSpec
 from app.jobs.states import Stage
 from worker.data import base_models
 from worker.exports import companions, merged
+from worker.exports.floats import DTYPES, as_bytes
 from worker.exports.shards import shard_header
 from worker.exports.tokenizer_files import copy_template
 from worker.stages import Inputs, Report
@@ -52,8 +53,8 @@ def write_without_matrices(spec: JobSpec, inputs: Inputs, base: Path, into: Path
         with shard.source.open("rb") as read, (into / name).open("wb") as written:
             written.write(header)
             for entry, output in zip(shard.entries, shard.outputs, strict=True):
-                if len(entry.shape) <= 1 and entry.dtype in merged.DTYPES:
-                    written.write(merged.as_bytes(merger.rows(read, entry, None, 0, entry.rows)))
+                if len(entry.shape) <= 1 and entry.dtype in DTYPES:
+                    written.write(as_bytes(merger.rows(read, entry, None, 0, entry.rows)))
                 else:
                     written.seek(output.bytes, 1)
             written.truncate(len(header) + sum(output.bytes for output in shard.outputs))

@@ -12,9 +12,10 @@ from subprocess import Popen
 import numpy as np
 
 from worker.exports.converter import check, finish
+from worker.exports.floats import DTYPES
 from worker.exports.gguf_header import Header
 from worker.exports.gguf_writing import Contents, Matrix
-from worker.exports.merged import DTYPES, Merger
+from worker.exports.merged import Merger
 from worker.stages import Report
 
 VERIFIED = frozenset(

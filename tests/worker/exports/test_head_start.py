@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from worker.exports import gguf_writing, head_start
+from worker.exports.floats import as_bytes, narrowed
 from worker.exports.ggml import BF16, F16, Q8_0, Kind
 from worker.exports.gguf_header import Header, Slot, placed
 from worker.exports.gguf_writing import Blocks, Contents, Matrix, Target
-from worker.exports.merged import KEY_PREFIX, LORA_A, LORA_B, Adapter, Merger, as_bytes, narrowed
+from worker.exports.merged import KEY_PREFIX, LORA_A, LORA_B, Adapter, Merger
 from worker.exports.shards import Entry, read_entries, write_shard
 from worker.stages import StageFailure
 
