@@ -91,6 +91,7 @@ def test_data_sets_that_cannot_be_read_have_their_codes(hub, parquet, open_all):
     hub.add("datasets", "org/broken", {"train.parquet": parquet[:100]})
     hub.add("datasets", "org/script", {"script.py": b"import os"})
     hub.add("datasets", "org/pictures", {"a.png": b"x"})
+    hub.add("datasets", "org/texts", {"train.txt": b"Once upon a time\n"})
     card = b"---\nconfigs:\n- config_name: one\n  data_files: a.jsonl\n- config_name: two\n  data_files: b.jsonl\n---\n"
     hub.add("datasets", "org/configs", {"README.md": card, "a.jsonl": LINES, "b.jsonl": LINES})
     cases = [
@@ -103,6 +104,7 @@ def test_data_sets_that_cannot_be_read_have_their_codes(hub, parquet, open_all):
         ({"repo": "org/broken"}, "dataset_invalid", "repo", "cannot be used"),
         ({"repo": "org/script"}, "dataset_invalid", "repo", "cannot be used"),
         ({"repo": "org/pictures"}, "dataset_invalid", "repo", "cannot be used"),
+        ({"repo": "org/texts"}, "dataset_invalid", "repo", "neither Parquet, JSON nor CSV"),
     ]
     for (_, code, field, words), answer in zip(cases, open_all(*[[case[0]] for case in cases]), strict=True):
         assert (answer["code"], answer["param"]) == (code, f"dataset.hub.{field}")
