@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 from sqlalchemy import Engine
-from supervising import StartWorker, Supervised
+from supervising import Halts, StartWorker, Supervised
 
 from app.broker import Broker
 from app.reaper import Reaper
@@ -30,6 +30,14 @@ def supervised(
     monkeypatch.setenv("TUNESMITH_MODELS_DIR", str(scripts))
     monkeypatch.setenv("TUNESMITH_LEASE_SECONDS", str(LEASE_SECONDS))
     return Supervised(engine, settings, scripts)
+
+
+@pytest.fixture
+def halts(supervised: Supervised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Halts:
+    """Real stages, which stop themselves at the moment that the test names."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent / "halting"), str(Path.cwd())]))
+    monkeypatch.setenv("HALTS_AT", str(tmp_path / "halts_at"))
+    return Halts(tmp_path / "halts_at")
 
 
 @pytest.fixture

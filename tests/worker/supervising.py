@@ -1,6 +1,7 @@
 """A supervisor on a database of its own, with stages that each test scripts."""
 
 import hashlib
+import json
 import os
 import signal
 import sqlite3
@@ -26,6 +27,7 @@ from app.jobs.states import EventType, Resource, Stage
 from app.models import Blob, Event, File, Job, StageRun, WebhookDelivery, now
 from app.settings import Settings
 from app.storage import Storage
+from worker.leftovers import RECORD
 from worker.runner import Runner, work
 
 StartWorker = Callable[[str], subprocess.Popen]
@@ -44,11 +46,38 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) 
     return value
 
 
-def is_gone(pid: int) -> bool:
+def read_state(pid: int) -> str | None:
+    """The kernel's letter for what a process does: T is stopped, Z is dead and not yet reaped. None when it is not there."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def is_gone(pid: int) -> bool:
+    return read_state(pid) in (None, "Z")
+
+
+class Halts:
+    """Where the stages that a test starts stop themselves: see `halting/sitecustomize.py`."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def name(self, words: str) -> None:
+        """Part of a report, or the end of the path of a file to be written; "" for nowhere."""
+        part = self._path.with_suffix(".part")
+        part.write_text(words)
+        part.replace(self._path)
+
+    def wait(self, attempt: Path) -> int:
+        """The process of the attempt, once it has stopped itself."""
+        return wait_until(lambda: self._find(attempt), seconds=600)
+
+    def _find(self, attempt: Path) -> int | None:
+        record = attempt / RECORD
+        pid = json.loads(record.read_text())["pid"] if record.exists() else None
+        return pid if pid and read_state(pid) == "T" else None
 
 
 class Supervised:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from sqlmodel import select
-from supervising import StartWorker, Supervised, wait_until
+from supervising import Halts, StartWorker, Supervised, wait_until
 
 from app.jobs.states import JobStatus, Resource, Stage, StageStatus
 from app.models import Checkpoint, MetricChunk
@@ -16,7 +16,7 @@ from app.reaper import Reaper
 
 pytestmark = [pytest.mark.ml, pytest.mark.timeout(900)]
 
-STEPS = 150
+STEPS = 40
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<stop>{% endif %}{% endfor %}"
 
 
@@ -63,9 +63,8 @@ def read_losses(supervised: Supervised, job_id: str) -> dict[int, float]:
 
 
 def test_training_survives_the_death_of_its_process_and_of_its_worker(
-    supervised: Supervised, start_worker: StartWorker, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+    supervised: Supervised, start_worker: StartWorker, reaper: Reaper, halts: Halts
 ) -> None:
-    monkeypatch.delenv("PYTHONPATH")
     save_base_model(supervised.scripts / "tiny")
     spec = {
         "base_model": "tiny",
@@ -76,18 +75,20 @@ def test_training_survives_the_death_of_its_process_and_of_its_worker(
     job_id = supervised.submit(**spec)
     supervised.work(Resource.CPU)
 
-    worker = start_worker("gpu")
-    first = wait_until(lambda: supervised.runs(job_id)[1:])[0]
-    wait_until(lambda: list_checkpoints(supervised, first.id), seconds=200)
     folder = supervised.storage.job_folder(job_id) / "train"
-    os.kill(find_stage(folder / "1") or 0, signal.SIGKILL)
+    halts.name('"kind": "checkpoint"')
+    worker = start_worker("gpu")
+    pid = halts.wait(folder / "1")
+    wait_until(lambda: list_checkpoints(supervised, supervised.runs(job_id)[1].id))
+    os.kill(pid, signal.SIGKILL)
 
-    second = wait_until(lambda: supervised.runs(job_id)[2:])[0]
-    wait_until(lambda: list_checkpoints(supervised, second.id), seconds=200)
+    halts.wait(folder / "2")
+    wait_until(lambda: list_checkpoints(supervised, supervised.runs(job_id)[2].id))
+    halts.name("")
     worker.kill()
-    wait_until(lambda: find_stage(folder / "2") is None, seconds=2)
+    wait_until(lambda: find_stage(folder / "2") is None)
     start_worker("gpu")
-    wait_until(lambda: supervised.job(job_id).status.is_terminal, seconds=200)
+    wait_until(lambda: supervised.job(job_id).status.is_terminal, seconds=600)
 
     job = supervised.job(job_id)
     assert (job.status, job.error) == (JobStatus.SUCCEEDED, None)
@@ -99,5 +100,5 @@ def test_training_survives_the_death_of_its_process_and_of_its_worker(
 
     whole_id = supervised.submit(**spec)
     start_worker("cpu")
-    wait_until(lambda: supervised.job(whole_id).status.is_terminal, seconds=300)
+    wait_until(lambda: supervised.job(whole_id).status.is_terminal, seconds=600)
     assert read_losses(supervised, job_id) == pytest.approx(read_losses(supervised, whole_id), rel=1e-4)

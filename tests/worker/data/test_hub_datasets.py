@@ -46,7 +46,7 @@ def open_all(hub, tmp_path):
     def open_in_process(*requests, **environment):
         environment = os.environ | hub.environment | {"HF_HOME": str(tmp_path / "home")} | environment
         command = [sys.executable, "-c", OPEN, str(tmp_path / "cache"), json.dumps(requests)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

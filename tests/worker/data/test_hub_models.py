@@ -62,7 +62,7 @@ def start(hub, tmp_path):
 
 
 def answers_of(process):
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=280)
     assert process.returncode == 0, errors
     return json.loads(output.splitlines()[-1])
 

@@ -57,7 +57,7 @@ def fetch_all(hub, tmp_path):
     def fetch_in_process(*requests, **environment):
         environment = os.environ | hub.environment | {"HF_HOME": str(tmp_path / "home")} | environment
         command = [sys.executable, "-c", FETCH, str(tmp_path / "cache"), json.dumps(requests)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -63,7 +63,7 @@ def prepare_in_process(tmp_path, request_of):
         (attempt / "input.json").write_text(json.dumps({"stage": "prepare", "spec": spec, "inputs": inputs.to_json()}))
         command = [sys.executable, "-m", "worker.stages", str(attempt)]
         subprocess.run(
-            command, input=json.dumps(secrets or {}), text=True, timeout=120, env=os.environ | environment, check=True
+            command, input=json.dumps(secrets or {}), text=True, timeout=280, env=os.environ | environment, check=True
         )
         return json.loads((attempt / "result.json").read_text()), read_lines(attempt / "events.jsonl"), attempt / "out"
 
