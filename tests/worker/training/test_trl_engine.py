@@ -23,7 +23,7 @@ from worker.training.evaluation import measure
 from worker.training.model import attach_adapter, check_head, last_hidden, load_base
 from worker.training.objectives import open_objective
 from worker.training.progress import Counters
-from worker.training.trl_engine import PlanTrainer
+from worker.training.trl_engine import PlanTrainer, train
 
 
 def prepare(tmp_path, **training) -> Run:
@@ -253,9 +253,8 @@ def test_a_model_that_scales_its_logits_is_refused(tmp_path):
     run = prepare(tmp_path)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 300}
     Cohere2ForCausalLM(Cohere2Config(**sizes, num_key_value_heads=2, logit_scale=0.06)).save_pretrained(run.base)
-    model = load(run)
     with pytest.raises(StageFailure, match="logits") as failure:
-        check_head(model, run.spec, run.device)
+        train(run)
     assert failure.value.code == FailureCode.MODEL_UNSUPPORTED
 
 
