@@ -1,4 +1,4 @@
-"""The product of two factors as torch makes it, to the last bit.
+"""The product of two factors as torch makes it on one thread, to the last bit.
 
 torch calls the function `sgemm` of Intel's MKL, which its library carries on x86-64. It is called here without torch's Python
 part, whose import takes longer than all the products of a small model. Where the library is another one, torch is imported.
@@ -34,12 +34,13 @@ def multiplier() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
     def multiply_in_mkl(left: np.ndarray, right: np.ndarray, product: np.ndarray) -> None:
         (m, k), n = left.shape, right.shape[1]
         rows, columns, depth = c_int(m), c_int(n), c_int(k)
-        set_threads(1)
+        before = set_threads(1)
         # Fortran's matrices are ours transposed: productᵀ = rightᵀ·leftᵀ
         sgemm(
             plain, plain, byref(columns), byref(rows), byref(depth), byref(one), address(right), byref(columns),
             address(left), byref(depth), byref(zero), address(product), byref(columns),
         )  # fmt: skip
+        set_threads(before)
 
     return multiply_in_mkl
 

@@ -1,4 +1,6 @@
-"""The product is the one that torch makes, whatever the shape."""
+"""The product is the one that torch makes on one thread, whatever the shape."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -6,6 +8,15 @@ import torch
 
 from worker.exports import products
 from worker.exports.merged import Factors
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On several, torch adds up long sums in parts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -18,11 +29,8 @@ def test_products_are_torchs(multiply):
             left, right = (generator.standard_normal(shape, np.float32) for shape in ((rows, rank), (rank, columns)))
             product = np.full((rows, columns), np.nan, np.float32)
             multiply(left, right, product)
-            assert torch.equal(torch.from_numpy(product), torch.from_numpy(left) @ torch.from_numpy(right)), (
-                rank,
-                rows,
-                columns,
-            )
+            expected = torch.from_numpy(left) @ torch.from_numpy(right)
+            assert torch.equal(torch.from_numpy(product), expected), (rank, rows, columns)
 
 
 def test_rows_are_the_same_however_many_are_asked_for():
