@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,8 +17,9 @@ from client.api import Client, ClientError
 from worker.training import checkpoints
 
 LOOK_SECONDS = 0.25
-SETTLING_SECONDS = 3.0
-"""How long a stage or a converter may outlive its worker, or a stage its run."""
+SETTLING_LOOKS = 12
+"""How often a stage or a converter may be seen to outlive its worker, or a stage its run: in three seconds, and longer where
+the machine is so busy that looking takes its time."""
 
 
 class Watcher:
@@ -59,7 +59,7 @@ class ProcessWatcher(Watcher):
     def __init__(self, ledger: Ledger, root: Path, engine: Engine):
         super().__init__(ledger)
         self._root, self._engine = root, engine
-        self._suspected: dict[tuple[int, str], float] = {}
+        self._suspected: dict[tuple[int, str], int] = {}
 
     def look(self) -> None:
         processes = find_processes(self._root)
@@ -71,10 +71,9 @@ class ProcessWatcher(Watcher):
         parents = {stage.pid for stage in stages}
         converters = [process for process in processes if process.kind == "converter" and process.parent not in parents]
         suspects |= {(converter.pid, f"converter {' '.join(converter.words)}") for converter in converters}
-        now = time.monotonic()
-        self._suspected = {suspect: self._suspected.get(suspect, now) for suspect in suspects}
-        for (pid, detail), since in self._suspected.items():
-            if now - since > SETTLING_SECONDS:
+        self._suspected = {suspect: self._suspected.get(suspect, 0) + 1 for suspect in suspects}
+        for (pid, detail), looks in self._suspected.items():
+            if looks > SETTLING_LOOKS:
                 self.tell("orphan", f"{pid}: {detail}")
 
     def _suspect(self, stage: Process) -> str | None:
