@@ -4,13 +4,13 @@ SQLite runs in WAL mode. A writing session takes the write lock when it begins, 
 middle; a reading one never waits. Code that rings a queue (`app.queue`) does so after the commit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlmodel import Session
 
 from app.reserve import give_up_reserve, reserve_of
@@ -58,13 +58,6 @@ def _begin_writing(connection: Connection) -> None:
 def _begin_reading(connection: Any, _record: Any, _proxy: Any) -> None:
     """As the pool hands the connection out: an engine that listens to nothing runs each statement a sixth faster."""
     connection.execute("BEGIN")
-
-
-def read_rows(session: Session, statement: Executable, **parameters: Any) -> Sequence[Any]:
-    """What a statement over tables finds, for what is only shown: rows with the columns as attributes cost a quarter of the
-    objects that the ORM makes, and of what it looks up to make them. The session's changes are written first."""
-    session.flush()
-    return session.connection().execute(statement, parameters).all()
 
 
 @contextmanager

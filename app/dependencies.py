@@ -16,6 +16,7 @@ from app.db import read_session, write_session
 from app.idempotency import Once
 from app.keys.keyring import Keyring
 from app.keys.scopes import Principal
+from app.looks import Look, look
 from app.settings import Settings
 from app.storage import Storage
 
@@ -52,9 +53,9 @@ async def get_base_url(request: Request) -> str:
     return base_url_of(request)
 
 
-def reading(request: Request) -> AbstractContextManager[Session]:
-    """`ReadSession` for what is asked often: no dependency to solve, opened and closed in the endpoint's own thread."""
-    return read_session(request.app.state.engine, request.state.principal.tenant_id)
+def looking(request: Request) -> AbstractContextManager[Look | Session]:
+    """For what is polled: no dependency to solve, opened and closed in the endpoint's own thread."""
+    return look(request.app.state.engine, request.state.principal.tenant_id)
 
 
 def get_once(request: Request, key: IdempotencyKey = None) -> Once:
@@ -71,7 +72,7 @@ async def get_principal(request: Request) -> Principal:
 
 
 async def open_read_session(request: Request) -> AsyncIterator[Session]:
-    with reading(request) as session:
+    with read_session(request.app.state.engine, request.state.principal.tenant_id) as session:
         yield session
 
 

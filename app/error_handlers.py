@@ -1,6 +1,7 @@
 """The one place where errors become answers. Every body has the shape of `TunesmithError.to_json`."""
 
 import logging
+import sqlite3
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -54,7 +55,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TunesmithError, answer_domain_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_error)
-    for kind in (OSError, OperationalError):
+    for kind in (OSError, OperationalError, sqlite3.OperationalError):
         app.add_exception_handler(kind, answer_full_disk)
 
 

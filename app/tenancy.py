@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from sqlalchemy import ColumnElement, true
 from sqlmodel import Session, col
 
+from app.looks import Look
+
 DEFAULT_TENANT = "default"
 
 
@@ -27,5 +29,5 @@ def owned(session: Session, table: Any) -> ColumnElement[bool]:
     return true() if tenant_id is None else col(table.tenant_id) == tenant_id
 
 
-def sees(session: Session, row: Owned) -> bool:
+def sees(session: Session | Look, row: Owned) -> bool:
     return session.info.get("tenant_id") in (None, row.tenant_id)

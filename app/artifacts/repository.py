@@ -6,9 +6,9 @@ import sqlalchemy
 from sqlalchemy import bindparam, delete
 from sqlmodel import Session, SQLModel, col, select
 
-from app.db import read_rows
 from app.errors import NotFound
 from app.jobs.states import HELD, EventType, FailureCode, JobStatus, StageStatus
+from app.looks import Look, read_rows
 from app.models import Artifact, Event, Job, StageRun
 
 ARTIFACT, BLOB = (SQLModel.metadata.tables[name] for name in ("artifact", "blob"))
@@ -18,7 +18,7 @@ OF_JOB = LISTED.where(ARTIFACT.c.job_id == bindparam("job_id"))
 """Built once: every look at a job asks one of them."""
 
 
-def list_of(session: Session, job_ids: Collection[str]) -> list[tuple[Artifact, int]]:
+def list_of(session: Session | Look, job_ids: Collection[str]) -> list[tuple[Artifact, int]]:
     """The artifacts of some jobs with their sizes, by name; to be read only."""
     if len(job_ids) == 1:
         found = read_rows(session, OF_JOB, job_id=next(iter(job_ids)))

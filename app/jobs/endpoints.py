@@ -16,7 +16,7 @@ from app.dependencies import (
     StorageDep,
     WriteSession,
     base_url_of,
-    reading,
+    looking,
 )
 from app.jobs import repository, schemas, service
 from app.jobs.presentation import present, present_all
@@ -76,7 +76,7 @@ def list_jobs(
 
 @router.get("/{job_id}", response_model=schemas.Job)
 def get_job(job_id: str, request: Request) -> Response:
-    with reading(request) as session:
+    with looking(request) as session:
         return answer(present(session, repository.look(session, job_id), base_url_of(request)))
 
 

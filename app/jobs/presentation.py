@@ -12,15 +12,16 @@ from app.jobs import metrics, report, repository, schemas, stage_runs
 from app.jobs.spec import plan
 from app.jobs.states import JobStatus, Stage, StageStatus
 from app.jobs.tidying import is_whole
+from app.looks import Look
 from app.models import Checkpoint, Event, Job, StageRun
 from app.storage import Storage
 
 
-def present(session: Session, job: Job, base_url: str) -> schemas.Job:
+def present(session: Session | Look, job: Job, base_url: str) -> schemas.Job:
     return present_all(session, [job], base_url)[0]
 
 
-def present_all(session: Session, jobs: Sequence[Job], base_url: str) -> list[schemas.Job]:
+def present_all(session: Session | Look, jobs: Sequence[Job], base_url: str) -> list[schemas.Job]:
     """Two queries, however many jobs."""
     ids = [job.id for job in jobs]
     runs = stage_runs.newest_by_stage(session, ids)

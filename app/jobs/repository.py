@@ -6,9 +6,9 @@ import sqlalchemy
 from sqlalchemy import ColumnElement, bindparam, delete, exists, update
 from sqlmodel import Session, SQLModel, col, select
 
-from app.db import read_rows
 from app.errors import NotFound
 from app.jobs.states import TRANSITIONS, EventType, JobStatus
+from app.looks import Look, read_rows
 from app.models import Artifact, Checkpoint, Event, Job, JobLabel, MetricChunk, StageRun, now
 from app.tenancy import owned, sees
 from app.webhooks import outbox
@@ -34,7 +34,7 @@ def not_there(job_id: str) -> NotFound:
     return NotFound(f"There is no job {job_id!r}. GET /v1/jobs lists the jobs.", param="job_id", code="job_not_found")
 
 
-def look(session: Session, job_id: str) -> Job:
+def look(session: Session | Look, job_id: str) -> Job:
     """As `get`, to be read only."""
     found = read_rows(session, ONE, job_id=job_id)
     if not found or not sees(session, found[0]):

@@ -13,8 +13,8 @@ import sqlalchemy
 from sqlalchemy import Select, bindparam, case, func, true, tuple_, update
 from sqlmodel import Session, SQLModel, col, select
 
-from app.db import read_rows
 from app.jobs.states import Resource, Stage, StageStatus
+from app.looks import Look, read_rows
 from app.models import Checkpoint, File, Job, StageRun, Worker, now
 from app.queue import ring
 
@@ -211,7 +211,7 @@ def inspections(session: Session, file_id: str) -> list[StageRun]:
     return list(session.exec(select(StageRun).where(StageRun.file_id == file_id)))
 
 
-def newest_by_stage(session: Session, job_ids: Collection[str]) -> dict[str, list[Any]]:
+def newest_by_stage(session: Session | Look, job_ids: Collection[str]) -> dict[str, list[Any]]:
     """By job id: the newest attempt of each stage that was ever queued, in the order of the stages; to be read only, and
     without its outputs. `place` is 1 for that which a worker of its kind claims next, and None for what does not wait."""
     if len(job_ids) == 1:
