@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from small_disk import fill, mounted
 from starlette.testclient import TestClient
-from supervising import Supervised, wait_until
+from supervising import Halts, Supervised, wait_until
 from test_interrupted_training import write_rows
 
+from app.disk import free_bytes
 from app.jobs.states import Resource, Stage
 from app.settings import Settings
 from worker.data import built_in_model
 from worker.data.gguf_weights import read_gguf
-from worker.leftovers import RECORD
 from worker.runner import work
 
 pytestmark = [pytest.mark.ml, pytest.mark.timeout(900)]
@@ -53,29 +53,21 @@ def save_base_model(folder: Path) -> None:
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
 
 
-def stop_when(attempt: Path, pattern: str) -> int:
-    """Stops the stage's process once a file is there; answers its group."""
-    wait_until(lambda: list(attempt.glob(pattern)), seconds=200)
-    group = json.loads((attempt / RECORD).read_text())["pid"]
-    os.killpg(group, signal.SIGSTOP)
-    return group
-
-
 def fill_but_little(root: Path) -> Path:
-    """Also what the database's reserve held."""
+    """Also what the database's reserve held: the next write gives it up, and the reaper makes another where it finds room."""
     wait_until((root / "reserve").exists)
     filler = fill(root)
-    wait_until(lambda: not (root / "reserve").exists())
-    fill(root)
+    while (root / "reserve").exists() or free_bytes(root):
+        wait_until(lambda: not (root / "reserve").exists())
+        fill(root)
     os.truncate(filler, filler.stat().st_size - LEFT_BYTES)
     return filler
 
 
 @pytest.mark.provokes("disk_full")
 def test_a_full_disk_fails_each_stage_and_its_retry_succeeds(
-    client: TestClient, supervised: Supervised, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, supervised: Supervised, settings: Settings, halts: Halts
 ) -> None:
-    monkeypatch.delenv("PYTHONPATH")
     save_base_model(supervised.scripts / "tiny")
     wait_until((settings.root / "reserve").exists)
     form: dict[str, Any] = {"data": {"purpose": "fine-tune"}, "files": {"file": ("rows.jsonl", write_rows(20_000))}}
@@ -88,7 +80,7 @@ def test_a_full_disk_fails_each_stage_and_its_retry_succeeds(
     spec = {
         "base_model": "tiny",
         "dataset": {"file": file_id, "max_samples": 200},
-        "training": {"max_steps": 60, "max_seq_length": 64, "learning_rate": 1e-3},
+        "training": {"max_steps": 16, "max_seq_length": 64, "learning_rate": 1e-3},
         "lora": {"r": 256, "alpha": 16},
         "checkpoints": {"every_steps": 4},
         "exports": [{"kind": "adapter"}, {"kind": "merged"}, {"kind": "gguf", "quantization": "q8_0"}],
@@ -96,18 +88,20 @@ def test_a_full_disk_fails_each_stage_and_its_retry_succeeds(
     job_id = client.post("/v1/jobs", json=spec).json()["id"]
     supervised.work(Resource.CPU)
     turns = [
-        (Stage.TRAIN, Resource.GPU, "out/checkpoints/step-*"),
-        (Stage.MERGE, Resource.CPU, RECORD),  # writes so little that it would be done before anybody saw a file of it
-        (Stage.CONVERT, Resource.CPU, RECORD),
+        (Stage.TRAIN, Resource.GPU, '"kind": "checkpoint"'),
+        (Stage.MERGE, Resource.CPU, "/model.safetensors"),
+        (Stage.CONVERT, Resource.CPU, ".gguf"),
     ]
-    for stage, resource, pattern in turns:
+    for stage, resource, moment in turns:
         attempt = supervised.storage.attempt_folder(job_id, stage, 1)
+        halts.name(moment)
         worker = threading.Thread(target=work, args=[supervised.runner, resource])
         worker.start()
-        group = stop_when(attempt, pattern)
+        pid = halts.wait(attempt)
+        halts.name("")
         filler = fill_but_little(settings.root)
-        os.killpg(group, signal.SIGCONT)
-        worker.join(200)
+        os.kill(pid, signal.SIGCONT)
+        worker.join(600)
         check_failure(client, job_id, stage, attempt)
         filler.unlink()
         retried = client.post(f"/v1/jobs/{job_id}/retry")
