@@ -23,6 +23,7 @@ from worker.training.adapter_modules import check_modules
 from worker.training.batches import Batch
 from worker.training.device import Device
 from worker.training.loss import cross_entropies, score
+from worker.training.low_rank_sum import round_once
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -109,7 +110,10 @@ def attach_adapter(model: PreTrainedModel, spec: JobSpec, revision: str) -> Peft
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
-    hold_exactly(adapted, DTYPES[spec.training.precision])
+    dtype = DTYPES[spec.training.precision]
+    hold_exactly(adapted, dtype)
+    if dtype == torch.bfloat16:
+        round_once(adapted, dtype)
     # The published config names the base as the user did, and in an order that does not change from run to run.
     found: Any = adapted.peft_config["default"]
     found.base_model_name_or_path, found.revision = spec.base_model, revision
