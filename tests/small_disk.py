@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from app.disk import free_bytes
+
 
 @contextmanager
 def mounted(folder: Path, size: int) -> Iterator[Path]:
@@ -23,13 +25,13 @@ def mounted(folder: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path) -> Path:
-    """Takes all that is left, and answers the file to remove."""
+def fill(folder: Path, leaving: int = 0) -> Path:
+    """Takes all that is left, or all but `leaving` bytes, and answers the file to remove."""
     path = folder / "filler"
     with path.open("ab", buffering=0) as file:
         try:
-            while file.write(bytes(1 << 16)):
-                pass
+            while not leaving or free_bytes(folder) > leaving:
+                file.write(bytes(1 << 16))
         except OSError as problem:
             assert problem.errno == errno.ENOSPC
     return path

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from supervising import Halts, Supervised, wait_until
 from test_interrupted_training import write_rows
 
-from app.disk import free_bytes
 from app.jobs.states import Resource, Stage
+from app.reserve import RESERVE_BYTES
 from app.settings import Settings
 from worker.data import built_in_model
 from worker.data.gguf_weights import read_gguf
@@ -54,12 +54,12 @@ def save_base_model(folder: Path) -> None:
 
 
 def fill_but_little(root: Path) -> Path:
-    """Also what the database's reserve held: the next write gives it up, and the reaper makes another where it finds room."""
+    """Also what the database's reserve held, which is taken away while there is too much room for anybody to give it up, and
+    too little for the reaper to make another: the system frees the room of a file some time after its name has gone."""
     wait_until((root / "reserve").exists)
+    fill(root, leaving=RESERVE_BYTES)
+    (root / "reserve").unlink()
     filler = fill(root)
-    while (root / "reserve").exists() or free_bytes(root):
-        wait_until(lambda: not (root / "reserve").exists())
-        fill(root)
     os.truncate(filler, filler.stat().st_size - LEFT_BYTES)
     return filler
 
