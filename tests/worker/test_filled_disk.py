@@ -40,7 +40,7 @@ def settings(environment: None, migrated_database: Path, tmp_path: Path) -> Iter
 def save_base_model(folder: Path) -> None:
     """A random Llama of three million weights with the built-in model's tokenizer, which the converter knows."""
 
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     metadata, _ = read_gguf(built_in_model.source_file())
     folder.mkdir()
@@ -50,6 +50,7 @@ def save_base_model(folder: Path) -> None:
     config = LlamaConfig.from_pretrained(folder)
     config.update({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4})
     config.update({"num_key_value_heads": 2, "head_dim": 16})
+    set_seed(0)
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
 
 

@@ -23,7 +23,7 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 
 def save_base_model(folder: Path) -> None:
     """A random Llama of two layers with a tokenizer of single bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
     alphabet = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokens = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
@@ -34,6 +34,7 @@ def save_base_model(folder: Path) -> None:
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=300,
         max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
+    set_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
 
 

@@ -30,7 +30,7 @@ SPEC = {
 
 def save_base(folder: Path, cache: Path) -> None:
     """A random Llama with the built-in model's tokenizer, large enough for its files to take a while."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     built_in = base_models.fetch(BUILT_IN_MODEL, None, cache_dir=cache, models_dir=None, report=lambda *_, **__: None).path
     shutil.copytree(built_in, folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -38,6 +38,7 @@ def save_base(folder: Path, cache: Path) -> None:
     config = LlamaConfig.from_pretrained(built_in)
     config.update({"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8})
     config.update({"num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": False})
+    set_seed(0)
     LlamaForCausalLM(config).half().save_pretrained(folder, max_shard_size="40MB")
 
 

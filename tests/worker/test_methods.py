@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def base(supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> str:
     """A random Llama of two layers with the built-in model's tokenizer, which the converter knows."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     from worker.data import built_in_model
     from worker.data.gguf_weights import read_gguf
@@ -33,6 +33,7 @@ def base(supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> str:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
     config = LlamaConfig.from_pretrained(folder)
     config.update(sizes | {"num_key_value_heads": 2})
+    set_seed(0)
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     return folder.name
 

@@ -42,13 +42,14 @@ def converted(tiny, tmp_path_factory) -> tuple[Path, Outcome]:
 @pytest.fixture(scope="module")
 def tiny(built_in, tmp_path_factory) -> Path:
     """A random Llama of a few million weights with the built-in model's tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     folder = tmp_path_factory.mktemp("tiny") / "merged"
     shutil.copytree(built_in, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = LlamaConfig.from_pretrained(built_in)
     config.update({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4})
     config.update({"num_key_value_heads": 2, "head_dim": 16})
+    set_seed(0)
     LlamaForCausalLM(config).half().save_pretrained(folder)
     return folder
 
