@@ -96,10 +96,10 @@ def test_of_requests_at_once_one_is_carried_out(client, submit_as, monkeypatch):
 
 def test_what_a_dying_server_did_not_commit_is_made_anew(client, submit_as, monkeypatch):
     """The row and the job are one transaction: neither is there without the other."""
-    monkeypatch.setattr("app.jobs.endpoints.present", None)
-    assert submit_as("a").status_code == 500
+    with monkeypatch.context() as patch:
+        patch.setattr("app.jobs.endpoints.present", None)
+        assert submit_as("a").status_code == 500
     assert count(client, "jobs") == 0
-    monkeypatch.undo()
     assert submit_as("a").status_code == 201
 
 

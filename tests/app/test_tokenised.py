@@ -84,10 +84,10 @@ def test_a_failure_is_told_and_leaves_the_file_as_it_was(client, engine, file_id
     error = client.get(path).json()["error"]
     assert (error["code"], error["param"], error["message"]) == ("invalid_spec", "row", "No row 9.")
     assert client.get(f"/v1/files/{file_id}").json()["status"] == "processed"
-    monkeypatch.setattr(tokenised, "RETRY_AFTER", -tokenised.RETRY_AFTER)
-    assert client.get(path).status_code == 202
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenised, "RETRY_AFTER", -tokenised.RETRY_AFTER)
+        assert client.get(path).status_code == 202
     finish(Stage.PREVIEW, error={"code": "internal", "message": "Broken.", "hint": "Look.", "param": None})
-    monkeypatch.undo()
     answer = client.get(path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
 
