@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from database import is_running, may_lose
+from folders import find
 from processes import Process, find_processes, is_dead, read_state, wait_until
 from service import LEASE_SECONDS
 from sqlalchemy import Engine
@@ -185,12 +186,12 @@ def does(stage: Process, aim: str | None, write: int) -> bool:
     if aim == WRITE:
         return any(int(part.name.rpartition("-")[2]) % WRITES_APART == write for part in list_parts(stage.attempt))
     if aim == STEPS:
-        return any((stage.attempt / "out" / "checkpoints").glob("step-*"))
+        return bool(find(stage.attempt, "out/checkpoints/step-*"))
     return (stage.attempt / "result.json").exists()
 
 
 def list_parts(attempt: Path) -> list[Path]:
-    return list((attempt / "out" / "checkpoints").glob(".part-*"))
+    return find(attempt, "out/checkpoints/.part-*")
 
 
 def describe_phase(stage: Process) -> str:

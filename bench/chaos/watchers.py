@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from database import is_running
+from folders import find
 from ledger import Ledger
 from processes import Process, find_processes, read_state
 from sqlalchemy import Engine
@@ -96,10 +97,10 @@ class FileWatcher(Watcher):
         self.checkpoints = self.blobs = self.artifacts = 0
 
     def look(self) -> None:
-        for path in self._root.glob("jobs/*/train/*/out/checkpoints/step-*"):
+        for path in find(self._root, "jobs/*/train/*/out/checkpoints/step-*"):
             with suppress(FileNotFoundError):  # pruned
                 self._once(f"{path} {path.stat().st_mtime_ns}", partial(self._check_checkpoint, path))
-        for path in self._root.glob("blobs/*/*"):
+        for path in find(self._root, "blobs/*/*"):
             self._once(str(path), partial(self._check_blob, path))
         try:
             for job in self._client.jobs(limit=5):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,10 @@ class Reader(threading.Thread):
             self.look()
 
     def look(self) -> None:
-        for path in self.root.glob("jobs/*/train/*/out/checkpoints/step-*"):
+        for path in self.find("jobs/*/train/*/out/checkpoints/step-*"):
             if str(path) not in self.read and self.check_checkpoint(path):
                 self.read.add(str(path))
-        for path in self.root.glob("blobs/*/*"):
+        for path in self.find("blobs/*/*"):
             if str(path) not in self.read and self.check(path, path.name):
                 self.read.add(str(path))
         with self.supervised.session() as session:
@@ -68,6 +69,10 @@ class Reader(threading.Thread):
                 blob = self.supervised.storage.blob(artifact.blob_sha256)
                 if artifact.id not in self.read and self.check(blob, artifact.blob_sha256):
                     self.read.add(artifact.id)
+
+    def find(self, pattern: str) -> list[Path]:
+        """As `Path.glob`, which raises when a folder goes between the look for it and the look into it."""
+        return [self.root / name for name in glob(pattern, root_dir=self.root)]  # noqa: PTH207
 
     def check_checkpoint(self, path: Path) -> bool:
         try:
