@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sqlalchemy import Engine, delete
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col
 
 from app.db import read_session, write_session
@@ -71,5 +72,8 @@ def take_back(engine: Engine, storage: Storage, run: StageRun) -> None:
         if stage_runs.take_back(session, run, error, at_once=True):
             log.warning("took back %s %s attempt %d", run.job_id or run.file_id, run.stage, run.attempt)
             recovery.recover(session, session.get_one(StageRun, run.id))
-    with read_session(engine) as session:
-        tidy(session, storage, recovery.load_owner(session, run))
+    try:
+        with read_session(engine) as session:
+            tidy(session, storage, recovery.load_owner(session, run))
+    except (OSError, SQLAlchemyError) as problem:  # the reaper may be sweeping the same folder
+        log.warning("what %s need not keep is left to the sweep: %s", attempt_folder(storage, run), problem)
