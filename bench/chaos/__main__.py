@@ -36,7 +36,7 @@ from app.db import make_engine
 from app.settings import Settings
 from client.api import Client
 
-LAST_JOBS_SECONDS = 400.0
+LAST_JOBS_SECONDS = 1800.0
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ EXPORTS = {
 }
 SHARES = {"adapter": 14, "merged": 3, "gguf": 3}
 """How often each is drawn. A conversion takes longer than the training."""
-REFERENCE_SECONDS = 300.0
-FORGIVING_SECONDS = 90.0
+REFERENCE_SECONDS = 1800.0
+FORGIVING_SECONDS = 600.0
 """How long the API may be away before a call fails."""
 
 T = TypeVar("T")
