@@ -18,6 +18,11 @@ from app.settings import Settings
 # As for stages: torch is imported after this, and its threads would otherwise spin beside the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# What the tests talk to is on this machine, and no proxy leads there.
+for name in ("http_proxy", "https_proxy", "all_proxy"):
+    os.environ.pop(name, None)
+    os.environ.pop(name.upper(), None)
+
 # The same examples each time, so that a change is judged by what it changes. `--hypothesis-profile default` looks for new ones.
 # None fails for being slow: a machine may be busy.
 hypothesis.settings.register_profile(
