@@ -59,6 +59,12 @@ class Fault:
     """Called while the client waits, for as long as it takes."""
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """Of those that find no place in the queue the kernel drops the first packet, and they wait a second or more."""
+
+
 class HubServer:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -77,8 +83,8 @@ class HubServer:
         """Entries of a tree page."""
         self.on_request: Callable[[], None] = lambda: None
         """Called while a client waits for its answer."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
-        self._server.daemon_threads = True
+        self._choosing = threading.Lock()
+        self._server = Server(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.content_url = f"http://localhost:{self._server.server_port}/content"
         """Where large files are: another host for the client, so no token may come along."""
@@ -129,10 +135,11 @@ class HubServer:
         self.faults.append(Fault(pattern, **fault))
 
     def next_fault(self, request: str) -> Fault | None:
-        for fault in self.faults:
-            if fault.times > 0 and re.search(fault.pattern, request):
-                fault.times -= 1
-                return fault
+        with self._choosing:  # clients ask for several files at once
+            for fault in self.faults:
+                if fault.times > 0 and re.search(fault.pattern, request):
+                    fault.times -= 1
+                    return fault
         return None
 
     def find_content(self, sha256: str) -> bytes | None:

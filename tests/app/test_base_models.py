@@ -24,16 +24,16 @@ def hub():
 
 CODE = """
 import json, sys
+from app import hub
 from app.base_models import catalog
 from app.settings import Settings
+hub.TIMEOUT_SECONDS = 120  # a slow machine's hub is there, too
 problems = [catalog.check(repo, revision, Settings(), token) for repo, revision, token in json.loads(sys.argv[1])]
 print(json.dumps([problem and [problem.param, problem.code] for problem in problems]))
 """
 
 
-DATA_SETS = CODE.replace("from app.base_models import catalog", "from app import hub").replace(
-    "catalog.check(repo, revision, Settings(), token)", "hub.check_data_set(repo, revision, token)"
-)
+DATA_SETS = CODE.replace("catalog.check(repo, revision, Settings(), token)", "hub.check_data_set(repo, revision, token)")
 
 
 def check(environment, *models, code=CODE):
