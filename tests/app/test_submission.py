@@ -414,7 +414,11 @@ FIELDS = [
 ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+"""Those of the profile are not suppressed where a test names its own."""
+
+
+@settings(max_examples=60, suppress_health_check=SUPPRESSED)
 @given(body=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=8), JSON, max_size=6) | JSON)
 def test_no_json_makes_the_service_fail_and_every_refusal_names_a_path(client, body):
     answer = client.post("/v1/jobs", json=body)
@@ -424,7 +428,7 @@ def test_no_json_makes_the_service_fail_and_every_refusal_names_a_path(client, b
     assert all(detail["param"] and detail["message"] for detail in error["details"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=SUPPRESSED)
 @given(body=st.binary(max_size=60))
 def test_no_bytes_make_the_service_fail(client, body):
     answer = client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
