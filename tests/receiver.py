@@ -32,12 +32,14 @@ class Receiver:
         self.stopped = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self._socket.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_):
         self.stopped.set()
         self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()  # once closed, the socket's number may be that of another
         self._socket.close()
 
     def url(self, host: str = "127.0.0.1", path: str = "/hook") -> str:

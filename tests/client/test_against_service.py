@@ -10,6 +10,7 @@ from ipaddress import ip_network
 
 import pytest
 import uvicorn
+from held_port import held_port
 from receiver import LOOPBACK, Receiver, answer_with
 from standardwebhooks import Webhook
 
@@ -42,7 +43,7 @@ def tunesmith(settings, monkeypatch, capsys):
 
     yield run
     server.should_exit = True
-    thread.join(30)
+    thread.join(120)
 
 
 @pytest.fixture
@@ -157,7 +158,10 @@ def test_an_endpoint_is_made_tried_told_and_deleted(tunesmith, spec, settings):
         receiver.answer = answer_with("500 Oops")
         assert tunesmith("webhooks", "test", endpoint_id, "--event", "tunesmith.job.paused")[0] == 1
         assert Webhook(secret).verify(receiver.received[1].body, receiver.received[1].headers)["type"] == "tunesmith.job.paused"
-    assert "Connection refused" in tunesmith("webhooks", "test", endpoint_id)[2]
+    with held_port() as deaf:
+        deaf_id = tunesmith("webhooks", "create", f"http://127.0.0.1:{deaf}/")[1].splitlines()[0]
+        assert "Connection refused" in tunesmith("webhooks", "test", deaf_id)[2]
+    assert tunesmith("webhooks", "delete", deaf_id)[0] == 0
     job_id = tunesmith("submit", spec)[1].strip()
     tunesmith("cancel", job_id)
     delivery = tunesmith("webhooks", "deliveries", "--job", job_id)[1].split("\t")
