@@ -120,6 +120,7 @@ def test_many_clients_of_a_job_cost_as_many_looks_as_one_and_miss_nothing(http, 
         with write_session(engine) as session:
             repository.record_event(session, repository.get(session, job_id), EventType.JOB_WARNING, f"{number}")
         time.sleep(0.4)
+    wait_until(lambda: len(looks) > before)
     pauses = [later - earlier for earlier, later in pairwise(looks[before - 1 :])]
     assert pauses and min(pauses) >= 0.99 * stream.LOOK_SECONDS
     threads[0].join()

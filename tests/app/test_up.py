@@ -60,7 +60,7 @@ class Up:
     def call(self, path: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         request = urllib.request.Request(self.url + path, data, headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as answer:
             return answer.code, json.load(answer)
@@ -90,7 +90,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
         service = Up(tmp_path / "data", port)
         yield service
         service.process.terminate()
-        service.process.wait(60)
+        service.process.wait(120)
         for pid in list_processes(service.root):
             os.kill(pid, signal.SIGKILL)
 
@@ -117,9 +117,9 @@ def test_it_serves_watches_its_parts_and_leaves_nothing_behind(up: Up) -> None:
     file_id = up.upload()
     wait_until(lambda: up.call(f"/v1/files/{file_id}")[1]["status"] == "processed")
 
-    wait_until(up.has_device)  # the process that looks for it is the worker's, and goes by itself
+    wait_until(up.has_device, 600)  # the process that looks for it is the worker's, and goes by itself
     up.process.send_signal(signal.SIGTERM)
-    assert up.process.wait(60) == 0
+    assert up.process.wait(120) == 0
     assert list_processes(up.root) == {}
 
 
