@@ -43,6 +43,8 @@ MODEL = "smollm2-135m-instruct"
 ROW = b'{"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "2."}]}\n'
 SHARE_OF_KNOWN = 0.6
 """How often a parameter of the path is something that is there."""
+TIMEOUT_SECONDS = 120
+"""A slow machine's answer is none that fails."""
 LARGE_BODIES = ("/v1/jobs", "/v1/fine_tuning/jobs", "/v1/files")
 """Their coverage is two thirds of all operations'."""
 SCENARIOS_PER_EXAMPLE = 0.5
@@ -52,24 +54,25 @@ SCENARIOS_PER_EXAMPLE = 0.5
 @contextmanager
 def serve(folder: Path, key: str | None) -> Iterator[str]:
     """A server on an empty data folder, without the hub; of workers, only what they would have told of themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {"DATA_DIR": str(folder), "PORT": str(port), "BOOTSTRAP_KEY": key or ""}
-    settings |= {"BROKER_URL": "memory://", "REQUESTS_PER_MINUTE": "0", "LEASE_SECONDS": "86400"}
-    environment = os.environ | {f"TUNESMITH_{name}": value for name, value in settings.items()} | {"HF_HUB_OFFLINE": "1"}
-    with (folder / "api.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while not answers(url):
-            if process.poll() is not None:
-                raise SystemExit((folder / "api.log").read_text())
-            time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+    with socket.socket() as holder:  # nobody else is given the port meanwhile
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        settings = {"DATA_DIR": str(folder), "PORT": str(port), "BOOTSTRAP_KEY": key or ""}
+        settings |= {"BROKER_URL": "memory://", "REQUESTS_PER_MINUTE": "0", "LEASE_SECONDS": "86400"}
+        environment = os.environ | {f"TUNESMITH_{name}": value for name, value in settings.items()} | {"HF_HUB_OFFLINE": "1"}
+        with (folder / "api.log").open("wb") as log:
+            process = subprocess.Popen([sys.executable, "-m", "app.main"], env=environment, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            while not answers(url):
+                if process.poll() is not None:
+                    raise SystemExit((folder / "api.log").read_text())
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def answers(url: str) -> bool:
@@ -136,6 +139,7 @@ class Extent:
 
 def write_config(folder: Path, known: dict[str, list[str]], key: str | None, extent: Extent) -> Path:
     lines = [f'headers = {{ Authorization = "Bearer {key}" }}'] if key else []
+    lines.insert(0, f"request-timeout = {TIMEOUT_SECONDS}")
     lines += ["[generation]", 'database = "none"']  # hypothesis would keep and sort what it has seen: a third of the time
     lines += ["[phases.coverage]", f"enabled = {str(extent.coverage).lower()}"]
     lines += ["[phases.stateful.generation]", f"max-examples = {math.ceil(extent.examples * SCENARIOS_PER_EXAMPLE)}"]
@@ -193,7 +197,7 @@ def run_round(folder: Path, extent: Extent) -> tuple[dict[str, int], list[Path]]
 
 
 def caller(url: str, key: str) -> httpx2.Client:
-    return httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=30)
+    return httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT_SECONDS)
 
 
 def main() -> None:
