@@ -1,5 +1,6 @@
 """A job as it goes on: its events as they come, and one line of progress that moves."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def show_live(client: Client, looks: Iterator[Look], console: Console) -> dict[s
 
 
 def show_lines(client: Client, looks: Iterator[Look], console: Console) -> dict[str, Any]:
-    shown, at = "", 0.0
+    shown, at = "", -math.inf
     for job, events in looks:
         for event in events:
             display.event(console, event)
