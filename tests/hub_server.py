@@ -91,8 +91,13 @@ class HubServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Points the clients here. Xet is a protocol of its own, which this does not speak."""
-        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*", "HF_TOKEN": ""}
+        """Points the clients here. Xet is a protocol of its own, which this does not speak.
+
+        They wait for an answer as long as a test does: one that gives up asks again, which the test would count.
+        """
+        patience = {"HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120"}
+        proxies = {"NO_PROXY": "*", "no_proxy": "*"}
+        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""} | patience | proxies
 
     def add(
         self,

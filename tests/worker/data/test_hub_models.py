@@ -144,8 +144,8 @@ def test_jobs_that_start_together_share_one_download(hub, start, tmp_path):
     commit = hub.add("models", "org/tiny", MODEL)
 
     def let_the_other_come():
-        deadline = time.monotonic() + 120
-        while "Waiting for another process" not in (tmp_path / "cache.reports").read_text():
+        reports, deadline = tmp_path / "cache.reports", time.monotonic() + 120
+        while not (reports.exists() and "Waiting for another process" in reports.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
