@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,7 @@ def download(
         raise no_safetensors(repo)
     check(fetch("config.json"), info.card_data)
     total = sum(files[name].size or 0 for name in wanted)
-    here = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    require_space(folder, max(0, total - here), f"Downloading {repo}", disk=CACHE_DISK)
+    require_space(folder, max(0, total - size_of(folder)), f"Downloading {repo}", disk=CACHE_DISK)
 
     def ask_for_files() -> None:
         snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=wanted, token=token)
@@ -150,7 +150,7 @@ def progress_of(folder: Path, repo: str, total: int, report: Any) -> Iterator[No
 
     def watch() -> None:
         while True:
-            here = min(total, sum(path.stat().st_size for path in list(folder.rglob("*")) if path.is_file()))
+            here = min(total, size_of(folder))
             report("progress", message=f"Downloading {repo}: {here / 2**30:.2f} of {total / 2**30:.2f} GB")
             if done.wait(PROGRESS_SECONDS):
                 return
@@ -162,3 +162,13 @@ def progress_of(folder: Path, repo: str, total: int, report: Any) -> Iterator[No
     finally:
         done.set()
         watcher.join()
+
+
+def size_of(folder: Path) -> int:
+    """Of the files in it, in bytes. A client at work renames and removes some meanwhile: what is gone counts nothing."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(place, name).stat().st_size
+    return size
