@@ -5,6 +5,7 @@ folder in front of everything else, never inside this process.
 """
 
 import errno
+import math
 import os
 import re
 import signal
@@ -104,7 +105,7 @@ def environment(converter_dir: Path, home: Path) -> dict[str, str]:
 def follow(output: IO[bytes], what: str, report: Report) -> list[str]:
     """Passes the converter's output on to the log, its progress bar to the report. Returns the last lines."""
     kept: deque[str] = deque(maxlen=KEPT_LINES)
-    reported = 0.0
+    reported = -math.inf
     for line in split_lines(output):
         progress = PROGRESS.match(line)
         if not progress:

@@ -1,23 +1,24 @@
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import save_file
+from supervising import PATIENCE_SECONDS, is_gone, wait_until
 
 from app.jobs.spec import BUILT_IN_MODEL, JobSpec
 from app.jobs.states import FailureCode, Stage
 from worker.data import base_models
 from worker.data.gguf_weights import Q8_0, read_gguf
+from worker.exports import converter
 from worker.stages import Inputs, Outcome, Report, StageFailure
 from worker.stages.convert import run
 
@@ -208,7 +209,8 @@ def test_a_machine_that_is_too_small_is_told_apart(model, tmp_path, script, erro
         convert(model, tmp_path / "out", "f16", converter=fake_converter(tmp_path, script))
 
 
-def test_the_progress_bar_is_reported_and_kept_out_of_the_log(model, tmp_path, capsys):
+def test_the_progress_bar_is_reported_and_kept_out_of_the_log(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(converter, "REPORT_SECONDS", math.inf)  # so that only the first is due, however busy the machine is
     bar = "sys.stderr.write('INFO: start\\n' + ''.join(f'Writing: {n:3}%|##| x\\r' for n in range(0, 101, 10))); sys.exit(1)"
     with pytest.raises(StageFailure):
         convert(model, tmp_path / "out", "f16", converter=fake_converter(tmp_path, bar))
@@ -238,17 +240,10 @@ def test_the_converter_ends_with_its_stage(model, tmp_path, ending):
     stage = subprocess.Popen([sys.executable, "-m", "worker.stages", attempt], cwd=ROOT, stdin=subprocess.DEVNULL)
     wait_until(lambda: [note.read_text() for note in attempt.glob("out/*/outline/f16.gguf.pid")] > [""])
     [note] = attempt.glob("out/*/outline/f16.gguf.pid")
-    child = psutil.Process(int(note.read_text()))
-    assert os.getpgid(child.pid) == os.getpgid(stage.pid)
+    child = int(note.read_text())
+    assert os.getpgid(child) == os.getpgid(stage.pid)
     stage.send_signal(ending)
-    stage.wait(120)
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    stage.wait(PATIENCE_SECONDS)
+    wait_until(lambda: is_gone(child))
     if ending == signal.SIGTERM:
         assert json.loads((attempt / "result.json").read_text())["status"] == "stopped"
-
-
-def wait_until(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
