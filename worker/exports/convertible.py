@@ -5,6 +5,7 @@ An architecture that it does not know, and a tokenizer whose pre-tokenizer it do
 
 import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def require_convertible(model: BaseModel, spec: JobSpec, inputs: Inputs, report:
         except StageFailure as failure:
             raise inconvertible(failure.message, spec) from failure
         verdict.parent.mkdir(parents=True, exist_ok=True)
-        verdict.write_text(architecture)
+        part = verdict.with_name(f"{verdict.name}.{os.getpid()}")  # another job may read it at any time
+        part.write_text(architecture)
+        part.replace(verdict)
     if spec.exports_of("lora_gguf"):
         require_compared(verdict.read_text(), spec)
 
