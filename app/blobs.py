@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from sqlalchemy import ColumnElement, Engine, delete, exists
 from sqlalchemy.exc import IntegrityError
@@ -56,8 +57,11 @@ def is_named() -> ColumnElement[bool]:
 
 def find_strays(session: Session, storage: Storage, older_than_seconds: float) -> list[str]:
     """Content without a row that has been there for a while: younger content may belong to a transaction that is not over."""
-    latest = time.time() - older_than_seconds
-    old = [path.name for path in storage.blobs() if path.stat().st_ctime < latest]
+    latest, old = time.time() - older_than_seconds, []
+    for path in storage.blobs():
+        with suppress(FileNotFoundError):
+            if path.stat().st_ctime < latest:
+                old.append(path.name)
     known = set(session.scalars(select(Blob.sha256)))
     return [sha256 for sha256 in old if sha256 not in known]
 
