@@ -126,7 +126,7 @@ def test_it_serves_watches_its_parts_and_leaves_nothing_behind(up: Up) -> None:
 def test_its_parts_end_when_it_is_killed(up: Up) -> None:
     wait_until(up.is_ready)
     up.process.kill()
-    wait_until(lambda: list_processes(up.root) == {})
+    wait_until(lambda: list_processes(up.root) == {}, 600)  # the look for a device, too, which imports torch
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
