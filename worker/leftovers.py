@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 MARK = "TUNESMITH_ATTEMPT"
 """In the environment of every process of an attempt: its folder. A group that has lost its leader is known by it."""
 RECORD = "process.json"
-SAME_START_SECONDS = 1.0
-"""The system's idea of when it was booted, from which start times are counted, may differ by so much between two looks."""
+SAME_START_SECONDS = 2.0
+"""Start times are counted from when the system was booted, which it tells in whole seconds: another one at two looks where its
+clock is being set right."""
 END_SECONDS = 5.0
 
 

@@ -118,6 +118,15 @@ def test_a_group_that_lost_its_leader_is_known_by_its_mark(tmp_path: Path) -> No
     assert not end_group(attempt)
 
 
+def test_a_start_that_is_told_a_second_later_is_the_same(sleeper: subprocess.Popen, tmp_path: Path) -> None:
+    attempt = tmp_path / "1"
+    write_record(attempt, sleeper.pid)
+    record = json.loads((attempt / RECORD).read_text())
+    (attempt / RECORD).write_text(json.dumps(record | {"started": record["started"] + 1.0}))
+    assert end_group(attempt)
+    assert sleeper.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
+
 def test_a_number_that_was_given_away_again_is_left_alone(sleeper: subprocess.Popen, tmp_path: Path) -> None:
     attempt = tmp_path / "1"
     write_record(attempt, sleeper.pid)
