@@ -10,7 +10,7 @@ from gguf import GGUFReader
 from starlette.testclient import TestClient
 from supervising import Supervised
 
-pytestmark = [pytest.mark.ml, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ml, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from supervising import Supervised
 from test_methods import base, run_job  # noqa: F401
 
-pytestmark = [pytest.mark.ml, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ml, pytest.mark.timeout(900)]
 
 ROWS = [{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}]} for n in range(24)]
 
