@@ -42,6 +42,7 @@ class Keyring:
             self._bootstrap[hash_key(bootstrap_key.get_secret_value())] = Entry(Principal(DEFAULT_TENANT, EVERYTHING))
         self._entries: dict[str, Entry] = {}
         self._fresh_until = 0.0
+        self._changes = 0
         self.is_empty = False
         """Whether no key was ever configured: neither the bootstrap key nor one in the database."""
 
@@ -50,16 +51,18 @@ class Keyring:
         return monotonic() < self._fresh_until
 
     def refresh(self) -> None:
+        until, changes = monotonic() + FRESH_SECONDS, self._changes
         with read_session(self._engine) as session:
             self._entries = self._bootstrap | make_entries(repository.list_all(session, None))
             self.is_empty = not self._entries and repository.is_empty(session)
-        self._fresh_until = monotonic() + FRESH_SECONDS
+        self._fresh_until = until if changes == self._changes else 0.0  # what changed since the look began may be missing
 
     def forget_after_commit(self, session: Session) -> None:
         """For whoever changes keys: what this process knows of them is read anew by the next request."""
         event.listen(session, "after_commit", self._forget, once=True)
 
     def _forget(self, _session: Session) -> None:
+        self._changes += 1
         self._fresh_until = 0.0
 
     def find(self, key: str) -> Entry | None:

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from sqlmodel import select
 
 from app.db import read_session, write_session
+from app.keys import repository
 from app.keys.keyring import Keyring
 from app.keys.service import hash_key
 from app.main import has_key
@@ -72,6 +73,23 @@ def test_a_revoked_key_is_refused_at_once(keyed, make_key):
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
     assert keyed.get("/v1/keys").json()["data"] == []
     assert keyed.delete(f"/v1/keys/{made['id']}").json()["error"]["code"] == "key_not_found"
+
+
+def test_a_key_that_is_revoked_while_keys_are_read_is_refused_at_once(keyed, make_key, monkeypatch):
+    """What was read before the change does not count as fresh after it."""
+    made = make_key()
+    list_all = repository.list_all
+
+    def list_and_revoke(session, tenant):
+        keys = list(list_all(session, tenant))
+        if tenant is None:
+            monkeypatch.setattr(repository, "list_all", list_all)
+            assert keyed.delete(f"/v1/keys/{made['id']}").status_code == 200
+        return keys
+
+    monkeypatch.setattr(repository, "list_all", list_and_revoke)
+    keyed.app.state.keyring.refresh()
+    assert keyed.get("/v1/jobs", headers=bearer(made["key"])).status_code == 401
 
 
 def test_an_expired_key_is_refused(keyed, make_key, engine):
