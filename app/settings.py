@@ -99,12 +99,12 @@ class Settings(BaseSettings):
 
     @property
     def broker_socket(self) -> Path:
-        """Under the data folder, or, where its path is too long for a socket, in the system's folder for temporary files."""
-        path = self.root / "run" / "broker.sock"
-        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
-            return path
+        """Under the data folder, or, where its path is too long for a socket, in a folder for temporary files."""
         digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"tunesmith-{os.getuid()}-{digest}" / "broker.sock"
+        own = f"tunesmith-{os.getuid()}-{digest}"
+        folders = (self.root / "run", Path(tempfile.gettempdir()) / own, Path("/tmp") / own)  # noqa: S108 — `make_private`
+        paths = [folder / "broker.sock" for folder in folders]
+        return next((path for path in paths if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH), paths[-1])
 
 
 def is_key(text: str) -> bool:

@@ -150,8 +150,10 @@ def test_an_api_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert list_processes(tmp_path / "data") == {}
 
 
-def test_a_long_data_path_gets_a_short_socket(tmp_path: Path) -> None:
+def test_a_long_data_path_gets_a_short_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(data_dir=tmp_path / ("long" * 30))
     assert len(os.fsencode(settings.broker_socket)) <= 100
     assert settings.broker_socket != Settings(data_dir=tmp_path / ("long" * 31)).broker_socket
     assert Settings(data_dir=Path("/d")).broker_socket == Path("/d/run/broker.sock")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
+    assert len(os.fsencode(settings.broker_socket)) <= 100
