@@ -89,7 +89,7 @@ def test_the_built_in_model_is_the_one_that_transformers_reads(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.get_vocab() == load_tokenizer(tmp_path).get_vocab()
     assert tokenizer.apply_chat_template(CHAT) == load_tokenizer(tmp_path).apply_chat_template(CHAT)
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": "Name the capital of France."}]  # each token of the answer leads by far
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = ours.float().generate(**prompt, max_new_tokens=8, do_sample=False)[0]
     assert "Paris" in tokenizer.decode(answer)

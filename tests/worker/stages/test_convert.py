@@ -126,8 +126,8 @@ def test_the_built_in_model_answers_from_every_kind(built_in, tmp_path):
         types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
         assert len(types) == 272
         assert types["blk.0.attn_q.weight"] == kind.upper()
-        answer = ask(tmp_path / "out" / file.path, "What is the capital of France?")
-        assert "Paris" in answer or kind == "q8_0"  # after 4-bit rounding the built-in model's first token hangs by a thread
+        # Each token of the answer leads by more than a nat, so that no rounding changes it.
+        assert "Paris" in ask(tmp_path / "out" / file.path, "Name the capital of France.")
 
 
 @pytest.mark.ml
