@@ -33,6 +33,7 @@ def test_the_patch_makes_training_succeed(tmp_path, code, change):
 
 @pytest.mark.provokes("out_of_memory")
 @pytest.mark.ml
+@pytest.mark.timeout(3600)  # several trainings, one after the other
 def test_patches_walk_down_to_what_fits_into_the_host_s_memory(tmp_path):
     """Of a stage that may have so much and no more. Each patch keeps the rows of a step; in the end one is small enough."""
     inputs = make_inputs(tmp_path)

@@ -153,7 +153,7 @@ def test_the_margin_moves_and_is_told(tmp_path):
     first, last = points[0], points[-1]
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert (first["reward_margin"], first["reward_accuracy"]) == (0.0, 0.5)
-    assert last["reward_margin"] == pytest.approx(last["reward_chosen"] - last["reward_rejected"], abs=1e-5)
+    assert last["reward_margin"] == pytest.approx(last["reward_chosen"] - last["reward_rejected"], rel=1e-5)
     assert last["reward_margin"] > 0.5
     assert last["loss"] < first["loss"]
     assert [point["step"] for point in points if point["eval_loss"] is not None] == [6, 12]

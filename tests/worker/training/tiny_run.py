@@ -135,6 +135,6 @@ def start(spec: JobSpec, inputs: Inputs, attempt: Path, *, halts_at: str = "") -
 
 def finish(process: subprocess.Popen, attempt: Path) -> dict[str, Any]:
     """The stage's result."""
-    process.wait(timeout=280)
+    process.wait(timeout=800)
     assert (attempt / "result.json").exists(), (attempt / "log.txt").read_text()[-3000:]
     return json.loads((attempt / "result.json").read_text())
