@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from sqlalchemy import text
 
-from app.db import write_session
+from app.db import READERS, write_session
 from app.jobs import repository, stream
 from app.jobs.states import EventType
 from app.main import create_app
@@ -90,7 +90,7 @@ def test_an_open_stream_holds_no_connection_to_the_database_and_ends_with_its_cl
         lines = answer.iter_lines()
         next(lines)
         wait_until(lambda: len(looks) > 2)
-        wait_until(lambda: engine.pool.checkedout() == 0)
+        wait_until(lambda: engine.pool.checkedout() == READERS[engine].pool.checkedout() == 0)
     wait_until(lambda: not server.service.state.feeds.by_job)
     made = len(looks)
     time.sleep(2.5 * stream.LOOK_SECONDS)

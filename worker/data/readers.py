@@ -20,6 +20,8 @@ MAX_ROWS = 20_000_000
 MAX_OBJECT_BYTES = 256 << 20
 """Of a JSON file that is an object around its rows, which is read at once."""
 SNIFFED_BYTES = 1 << 16
+csv.field_size_limit(MAX_ROW_BYTES)
+
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 
 
@@ -144,7 +146,6 @@ def only_list(path: Path) -> list:
 
 def read_csv(path: Path) -> Iterator[Row | Refusal]:
     """The first record names the columns. The separator is whichever of comma, tab and semicolon the header has most of."""
-    csv.field_size_limit(MAX_ROW_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         header = file.readline(MAX_ROW_BYTES)
         file.seek(0)

@@ -159,6 +159,11 @@ def test_batches_of_parquet_do_not_reach_over_row_groups(write):
     assert [row.fields for row in write(pa.Table.from_pylist(rows), row_group_size=700)] == rows
 
 
+def test_a_csv_field_may_be_as_long_as_a_row(read):
+    text = "a line\n" * 50_000
+    assert brief(read(f'a,b\n1,"{text}"\n', "x.csv")) == [(2, {"a": "1", "b": text})]
+
+
 @pytest.mark.parametrize(
     ("limit", "value", "message"),
     [
