@@ -1,4 +1,4 @@
-"""A worker that trains is told to leave, at moments where leaving is hard: its stage goes by itself, and nothing is lost."""
+"""A worker that trains is told to leave, at moments where leaving is hard: it goes within its grace, and nothing is lost."""
 
 import os
 import re
@@ -53,7 +53,7 @@ def test_a_worker_leaves_at_any_moment_of_the_training(
         os.kill(pid, signal.SIGCONT)
         assert worker.wait(PATIENCE_SECONDS) == 0
         log = (tmp_path / f"worker-{number - 1}.log").read_text()
-        assert "its process ended with exit status 0" in log, "it has left by itself"
+        assert "its process ended with exit status 0" in log, "it has left within its grace"
         assert find_stage(attempt) is None
         assert not list(attempt.rglob(".*"))
         runs = [run for run in supervised.runs(job_id) if run.stage is Stage.TRAIN]

@@ -34,9 +34,3 @@ def look(event, arguments) -> None:
 
 sys.modules["worker.stages"].Report = HaltingReport
 sys.addaudithook(look)
-
-if sys.orig_argv[1:3] == ["-m", "worker.main"]:
-    from worker import runner
-
-    # To save takes a score of flushes, each as long as a busy disk likes. A stage that went on instead would end otherwise.
-    runner.GRACE_SECONDS[runner.Ending.YIELDED] = 600.0
